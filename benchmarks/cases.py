@@ -1,0 +1,44 @@
+"""Shapes that the benchmarks share."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan: a map ``(b, h, w, d)`` with state size ``n``."""
+
+    name: str
+    b: int
+    h: int
+    w: int
+    d: int
+    n: int = 16
+
+    def arguments(self, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
+        """Arguments of ``slice_scan`` in the ranges that a trained network has."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator).to(device, dtype)
+
+        map_shape = (self.b, self.h, self.w)
+        return {
+            "u": normal(*map_shape, self.d),
+            "delta": normal(*map_shape, self.d),
+            "A": -torch.arange(1.0, self.n + 1, device=device).repeat(self.d, 1),
+            "B": normal(*map_shape, self.n),
+            "C": normal(*map_shape, self.n),
+            "D": torch.ones(self.d, device=device),
+            "z": normal(*map_shape, self.d),
+            "delta_bias": torch.full((self.d,), -4.0, device=device),
+        }
+
+
+CPU = (
+    Case("64x64x48", 1, 64, 64, 48),
+    Case("256x256x24", 1, 256, 256, 24),
+    Case("512 slices of 256, 144", 2, 256, 256, 144),
+)

@@ -1,0 +1,79 @@
+"""Write the generated tables of README.md: measured model sizes, and the figures stored in ``benchmarks/results``.
+
+``python benchmarks/tables.py`` rewrites the text between ``<!-- table: NAME -->`` and ``<!-- end of table -->``;
+``--check`` changes nothing and fails if a table is out of date.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def models() -> str:
+    """Parameters, multiply-adds and state updates of every registered model, measured by ``slicescan.profile``."""
+    import slicescan
+
+    rows = ["| model | parameters | GMACs at 256×256 | scan updates at 256×256 | weights |", "|---|--:|--:|--:|---|"]
+    for name in slicescan.list_models():
+        cost = slicescan.profile(slicescan.create_model(name), (3, 256, 256))
+        weights = "in the package" if name in slicescan.list_pretrained() else "–"
+        rows.append(
+            f"| `{name}` | {cost.params:,} | {cost.macs / 1e9:.1f} | {cost.scan_updates / 1e9:.2f} G | {weights} |"
+        )
+    return "\n".join(rows)
+
+
+def quality() -> str:
+    """Means of the quality check as stored by ``benchmarks/quality.py``."""
+    rows = [
+        "| model | blurred | restored | mean gain | smallest gain | LPIPS blurred → restored | sharp crop kept at |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for file in sorted(RESULTS.glob("quality_*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        mean = result["mean"]
+        lpips = f"{mean['lpips_in']:.3f} → {mean['lpips_out']:.3f}" if mean.get("lpips_out") is not None else "–"
+        rows.append(
+            f"| `{result['model']}` | {mean['psnr_in']:.2f} dB | {mean['psnr_out']:.2f} dB | {mean['gain']:+.2f} dB "
+            f"| {result['min_gain']:+.2f} dB | {lpips} | {result['sharp_psnr']:.1f} dB |"
+        )
+    return "\n".join(rows)
+
+
+TABLES = {"models": models, "quality": quality}
+
+
+def rewrite(text: str) -> str:
+    """``text`` with every marked table replaced by its current content."""
+    for name, table in TABLES.items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(\n<!-- end of table -->)"
+        if re.search(pattern, text, flags=re.DOTALL):
+            content = table()
+            text = re.sub(pattern, lambda m, content=content: m[1] + content + m[2], text, flags=re.DOTALL)
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="fail instead of writing when a table is out of date")
+    options = parser.parse_args()
+    stale = []
+    for file in (ROOT / "README.md",):
+        before = file.read_text(encoding="utf-8")
+        after = rewrite(before)
+        if after != before:
+            stale.append(file.name)
+            if not options.check:
+                file.write_text(after, encoding="utf-8")
+    if stale:
+        print(f"{'out of date' if options.check else 'rewritten'}: {', '.join(stale)}")
+    return int(options.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
