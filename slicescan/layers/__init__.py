@@ -1,0 +1,31 @@
+"""Layers for image restoration: one idea a file, ``nn.Module``s on ``(b, c, h, w)`` maps of any size."""
+
+from slicescan.layers.block import FeedForwardBlock, ScanBlock
+from slicescan.layers.cross_scan import SS2D
+from slicescan.layers.feedforward import GatedDconvFFN
+from slicescan.layers.fusion import AFF, KLFF
+from slicescan.layers.inter_scan import InterScan
+from slicescan.layers.mamba import Mamba
+from slicescan.layers.norm import BiasFreeNorm2d, LayerNorm2d, with_body
+from slicescan.layers.resample import Downsample, Upsample
+from slicescan.layers.slice_scan import SliceScan2D
+from slicescan.layers.vssm import InterVSSM, IntraVSSM
+
+__all__ = [
+    "AFF",
+    "BiasFreeNorm2d",
+    "Downsample",
+    "FeedForwardBlock",
+    "GatedDconvFFN",
+    "InterScan",
+    "InterVSSM",
+    "IntraVSSM",
+    "KLFF",
+    "LayerNorm2d",
+    "Mamba",
+    "SS2D",
+    "ScanBlock",
+    "SliceScan2D",
+    "Upsample",
+    "with_body",
+]

@@ -1,0 +1,92 @@
+"""The residual blocks of XYScanNet: scanners and feed-forward layers, each behind a norm."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from slicescan.layers.feedforward import GatedDconvFFN
+from slicescan.layers.norm import LayerNorm2d, with_body
+from slicescan.layers.vssm import InterVSSM, IntraVSSM
+
+Layer = Callable[[int], nn.Module]
+
+
+class FeedForwardBlock(nn.Module):
+    """Two feed-forward layers: the encoder block of XYScanNet.
+
+    ``x = x + ffn1(norm1_ffn(x))``, ``x = x + ffn2(norm2_ffn(x))``.
+
+    Args:
+        dim: Channels.
+        ffn: Makes a feed-forward layer of a given width.
+        norm: Makes a norm of a given width.
+
+    Shape:
+        ``(b, dim, h, w)`` to the same.
+
+    Source:
+        XYScanNet (arXiv 2412.10338), Figure 2.
+
+    Example:
+        >>> import torch
+        >>> FeedForwardBlock(8)(torch.rand(1, 8, 3, 5)).shape
+        torch.Size([1, 8, 3, 5])
+    """
+
+    def __init__(self, dim: int, *, ffn: Layer = GatedDconvFFN, norm: Layer = LayerNorm2d):
+        super().__init__()
+        self.norm1_ffn, self.norm2_ffn = with_body(norm(dim)), with_body(norm(dim))
+        self.ffn1, self.ffn2 = ffn(dim), ffn(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refine ``(b, dim, h, w)``."""
+        x = x + self.ffn1(self.norm1_ffn(x))
+        return x + self.ffn2(self.norm2_ffn(x))
+
+
+class ScanBlock(nn.Module):
+    """Scan inside the slices, feed forward, scan across the slices, feed forward: the decoder block of XYScanNet.
+
+    ``x = x + intra(norm1_ssm(x))``, ``x = x + ffn1(norm1_ffn(x))``, ``x = x + inter(norm2_ssm(x))``,
+    ``x = x + ffn2(norm2_ffn(x))``.
+
+    Args:
+        dim: Channels.
+        intra: Makes the first scanner of a given width.
+        inter: Makes the second scanner of a given width.
+        ffn: Makes a feed-forward layer of a given width.
+        norm: Makes a norm of a given width.
+
+    Shape:
+        ``(b, dim, h, w)`` to the same.
+
+    Source:
+        XYScanNet (arXiv 2412.10338), Figure 2.
+
+    Example:
+        >>> import torch
+        >>> ScanBlock(8, inter=IntraVSSM)(torch.rand(1, 8, 3, 5)).shape
+        torch.Size([1, 8, 3, 5])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        intra: Layer = IntraVSSM,
+        inter: Layer = InterVSSM,
+        ffn: Layer = GatedDconvFFN,
+        norm: Layer = LayerNorm2d,
+    ):
+        super().__init__()
+        self.norm1_ssm, self.norm2_ssm = with_body(norm(dim)), with_body(norm(dim))
+        self.intra, self.inter = intra(dim), inter(dim)
+        self.norm1_ffn, self.norm2_ffn = with_body(norm(dim)), with_body(norm(dim))
+        self.ffn1, self.ffn2 = ffn(dim), ffn(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refine ``(b, dim, h, w)``."""
+        x = x + self.intra(self.norm1_ssm(x))
+        x = x + self.ffn1(self.norm1_ffn(x))
+        x = x + self.inter(self.norm2_ssm(x))
+        return x + self.ffn2(self.norm2_ffn(x))

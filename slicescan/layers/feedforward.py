@@ -1,0 +1,48 @@
+"""Feed-forward layers that see a 3x3 neighbourhood."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GatedDconvFFN(nn.Module):
+    """Widen, look at the 3x3 neighbourhood, let one half of the channels gate the other, and narrow again.
+
+    ``a, b = halves(dwconv(project_in(x)))``, ``y = project_out(activation(a) * b)``.
+
+    Args:
+        dim: Channels.
+        expand: Width of one half relative to ``dim``, rounded down.
+        bias: Whether the three convolutions have a bias.
+        activation: Applied to the gating half. Restormer has GELU here.
+
+    Shape:
+        ``(b, dim, h, w)`` to the same.
+
+    Source:
+        Zamir et al. 2022 (Restormer), Eq. 2. Differs: SiLU and no widening by default, as in XYScanNet.
+
+    Example:
+        >>> GatedDconvFFN(8, expand=2.66)(torch.rand(1, 8, 3, 5)).shape
+        torch.Size([1, 8, 3, 5])
+    """
+
+    def __init__(
+        self, dim: int, *, expand: float = 1.0, bias: bool = False, activation: Callable[[Tensor], Tensor] = F.silu
+    ):
+        super().__init__()
+        inner = int(dim * expand)
+        self.activation = activation
+        self.project_in = nn.Conv2d(dim, 2 * inner, 1, bias=bias)
+        self.dwconv = nn.Conv2d(2 * inner, 2 * inner, 3, padding=1, groups=2 * inner, bias=bias)
+        self.project_out = nn.Conv2d(inner, dim, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform ``(b, dim, h, w)``."""
+        a, b = self.dwconv(self.project_in(x)).chunk(2, 1)
+        return self.project_out(self.activation(a) * b)
+
+    def extra_repr(self) -> str:
+        """What gates, for ``repr``; the sizes are those of the convolutions."""
+        return f"activation={getattr(self.activation, '__name__', self.activation)}"

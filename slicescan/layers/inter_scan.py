@@ -1,0 +1,77 @@
+"""InterScan: scan from slice to slice, gate each slice."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from slicescan.layers.halves import HalvesScanner
+from slicescan.layers.mamba import Mamba
+
+
+class InterScan(HalvesScanner):
+    """Pool every row and every column to one descriptor, scan the descriptors in order, and gate each slice by its own.
+
+    ``a, b = halves(conv_input(x))``; ``a`` is gated by ``sigmoid(mamba(mean of each row))``, scanned down the image, and
+    ``b`` by ``sigmoid(mamba(mean of each column))``, scanned to the right; ``y = fuse_out(cat(a, b))``.
+
+    With ``compression`` a slice of ``w`` positions is pooled to ``s = ceil(compression * w)`` strips instead of one
+    descriptor: strip ``i`` holds the positions from ``floor(i w / s)`` up to ``floor((i + 1) w / s)``, is scanned across
+    the slices by itself, and gates itself.
+
+    Args:
+        dim: Channels, even.
+        state: Size of the state of each inner channel.
+        compression: None for one descriptor a slice; above 0 and up to 1, strips a position.
+        bias: Whether the two 1x1 convolutions have a bias.
+
+    Shape:
+        ``(b, dim, h, w)`` to the same.
+
+    Raises:
+        ValueError: ``dim`` is odd, or ``compression`` is not in (0, 1].
+
+    Source:
+        XYScanNet (arXiv 2412.10338), Eq. 4-5, slice-level scan.
+
+    Example:
+        >>> InterScan(8)(torch.rand(1, 8, 3, 5)).shape
+        torch.Size([1, 8, 3, 5])
+    """
+
+    def __init__(self, dim: int, *, state: int = 16, compression: float | None = None, bias: bool = False):
+        super().__init__()
+        self._add_scanner(dim, state, compression, bias)
+
+    def _add_scanner(self, dim: int, state: int, compression: float | None, bias: bool) -> None:
+        if compression is not None and not 0 < compression <= 1:
+            raise ValueError(f"compression is None or above 0 and at most 1; got {compression}")
+        self._add_projections(dim, bias)
+        self.compression = compression
+        self.mamba = Mamba(dim // 2, state=state)
+
+    def scan(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Gate the rows of ``first`` and the columns of ``second``, ``(b, h, w, dim / 2)`` each."""
+        return self._gate_rows(first), self._gate_rows(second.transpose(1, 2)).transpose(1, 2)
+
+    def _gate_rows(self, x: Tensor) -> Tensor:
+        w = x.shape[2]
+        strips = 1 if self.compression is None else max(1, math.ceil(self.compression * w - 1e-6))  # 0.07 * 100 > 7
+        if w % strips == 0:
+            x = x.unflatten(2, (strips, w // strips))  # b h s p d
+            gate = torch.sigmoid(self.mamba.scan(x.mean(3), axis="h"))
+            return (x * gate[:, :, :, None]).flatten(2, 3)
+        member = _strips_of(w, strips, x.device)  # s w
+        mean = (member / member.sum(1, keepdim=True)).to(x.dtype)
+        gate = torch.sigmoid(self.mamba.scan(mean @ x, axis="h"))
+        return x * (member.to(gate.dtype).T @ gate)
+
+    def extra_repr(self) -> str:
+        """How slices are pooled, for ``repr``."""
+        return f"{self.dim}, compression={self.compression}"
+
+
+def _strips_of(w: int, strips: int, device: torch.device) -> Tensor:
+    """``(strips, w)``: 1 where a position lies in a strip. Products with it sum and spread in a fixed order."""
+    strip = ((torch.arange(w, device=device) + 1) * strips - 1) // w
+    return (strip == torch.arange(strips, device=device)[:, None]).float()

@@ -1,0 +1,66 @@
+"""SliceScan2D: scan inside every row and every column."""
+
+from torch import Tensor
+
+from slicescan.layers.halves import HalvesScanner
+from slicescan.layers.mamba import Mamba
+
+
+class SliceScan2D(HalvesScanner):
+    """Let every pixel know those before it in its row, by half of the channels, and in its column, by the other half.
+
+    Each row is one sequence, and so is each column; no sequence knows another.
+
+    ``a, b = halves(conv_input(x))``, ``y = fuse_out(cat(mamba(rows of a), mamba(columns of b)))``.
+
+    Args:
+        dim: Channels, even.
+        state: Size of the state of each inner channel.
+        bidirectional: Whether each sequence is also scanned from its end, and the two outputs summed.
+        shared: Whether one Mamba serves all directions. Otherwise rows, columns and their backward scans have their own.
+        bias: Whether the two 1x1 convolutions have a bias.
+
+    Shape:
+        ``(b, dim, h, w)`` to the same.
+
+    Source:
+        XYScanNet (arXiv 2412.10338), Eq. 2-3, pixel-level scan.
+
+    Example:
+        >>> import torch
+        >>> SliceScan2D(8)(torch.rand(1, 8, 3, 5)).shape
+        torch.Size([1, 8, 3, 5])
+    """
+
+    def __init__(
+        self, dim: int, *, state: int = 16, bidirectional: bool = False, shared: bool = True, bias: bool = False
+    ):
+        super().__init__()
+        self._add_scanner(dim, state, bidirectional, shared, bias)
+
+    def _add_scanner(self, dim: int, state: int, bidirectional: bool, shared: bool, bias: bool) -> None:
+        self._add_projections(dim, bias)
+        self.bidirectional, self.shared = bidirectional, shared
+        self.mamba = Mamba(dim // 2, state=state)
+        if not shared:
+            self.mamba_columns = Mamba(dim // 2, state=state)
+            if bidirectional:
+                self.mamba_back = Mamba(dim // 2, state=state)
+                self.mamba_columns_back = Mamba(dim // 2, state=state)
+
+    def scan(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Scan the rows of ``first`` and the columns of ``second``, ``(b, h, w, dim / 2)`` each."""
+        rows = columns = rows_back = columns_back = self.mamba
+        if not self.shared:
+            columns = self.mamba_columns
+            if self.bidirectional:
+                rows_back, columns_back = self.mamba_back, self.mamba_columns_back
+        first_out, second_out = rows.scan(first, axis="w"), columns.scan(second, axis="h")
+        if self.bidirectional:
+            first_out = first_out + rows_back.scan(first, axis="w", reverse=True)
+            second_out = second_out + columns_back.scan(second, axis="h", reverse=True)
+        return first_out, second_out
+
+    def extra_repr(self) -> str:
+        """Directions, for ``repr``."""
+        return f"{self.dim}, bidirectional={self.bidirectional}, shared={self.shared}"

@@ -1,0 +1,103 @@
+"""IntraVSSM, InterVSSM: the gated shell around a scanner."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slicescan.layers.inter_scan import InterScan
+from slicescan.layers.memory_order import channels_last, ordered_like
+from slicescan.layers.slice_scan import SliceScan2D
+
+
+class _GatedShell(nn.Module):
+    """``f, gate = halves(dwconv(proj_in(x)))``, ``y = proj_out(silu(gate) * scanner(f))``.
+
+    The scanner is the class that follows in the bases, so that its parameters sit beside these, as published.
+    """
+
+    def __init__(self, dim: int, inner: int, bias: bool):
+        nn.Module.__init__(self)  # the scanner's parameters are drawn after these
+        self.proj_in = nn.Conv2d(dim, 2 * inner, 1, bias=bias)
+        self.dwconv = nn.Conv2d(2 * inner, 2 * inner, 3, padding=1, groups=2 * inner, bias=bias)
+        self.proj_out = nn.Conv2d(inner, dim, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        f, gate = self.dwconv(self.proj_in(channels_last(x))).chunk(2, 1)
+        return ordered_like(self.proj_out(F.silu(gate) * super().forward(f)), x)
+
+
+class IntraVSSM(_GatedShell, SliceScan2D):
+    """A slice scan of one projection of the input, gated by another: pixels learn from their row and column.
+
+    ``f, gate = halves(dwconv(proj_in(x)))``, ``y = proj_out(silu(gate) * slice_scan(f))``.
+
+    Args:
+        dim: Channels.
+        expand: Width of one half relative to ``dim``, rounded down; the width must be even.
+        state: Size of the state of each inner channel.
+        bidirectional: As in :class:`SliceScan2D`.
+        shared: As in :class:`SliceScan2D`.
+        bias: Whether the convolutions have a bias.
+
+    Shape:
+        ``(b, dim, h, w)`` to the same.
+
+    Source:
+        XYScanNet (arXiv 2412.10338), Eq. 5. Differs: 1x1 convolutions around the scan, and no residual, as in their code.
+
+    Example:
+        >>> import torch
+        >>> IntraVSSM(8)(torch.rand(1, 8, 3, 5)).shape
+        torch.Size([1, 8, 3, 5])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        expand: float = 1.0,
+        state: int = 16,
+        bidirectional: bool = False,
+        shared: bool = True,
+        bias: bool = False,
+    ):
+        inner = int(dim * expand)
+        super().__init__(dim, inner, bias)
+        self._add_scanner(inner, state, bidirectional, shared, bias)
+
+
+class InterVSSM(_GatedShell, InterScan):
+    """A scan across slices of one projection of the input, gated by another: rows and columns learn from each other.
+
+    ``f, gate = halves(dwconv(proj_in(x)))``, ``y = proj_out(silu(gate) * inter_scan(f))``.
+
+    Args:
+        dim: Channels.
+        expand: Width of one half relative to ``dim``, rounded down; the width must be even.
+        state: Size of the state of each inner channel.
+        compression: As in :class:`InterScan`.
+        bias: Whether the convolutions have a bias.
+
+    Shape:
+        ``(b, dim, h, w)`` to the same.
+
+    Source:
+        XYScanNet (arXiv 2412.10338), Eq. 5. Differs: 1x1 convolutions around the scan, and no residual, as in their code.
+
+    Example:
+        >>> import torch
+        >>> InterVSSM(8, compression=0.25)(torch.rand(1, 8, 3, 5)).shape
+        torch.Size([1, 8, 3, 5])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        expand: float = 1.0,
+        state: int = 16,
+        compression: float | None = None,
+        bias: bool = False,
+    ):
+        inner = int(dim * expand)
+        super().__init__(dim, inner, bias)
+        self._add_scanner(inner, state, compression, bias)
