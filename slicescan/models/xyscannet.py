@@ -1,0 +1,255 @@
+"""XYScanNet: a U-Net whose decoder scans the image slice by slice."""
+
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from slicescan.layers import AFF, KLFF, SS2D, Downsample, GatedDconvFFN, InterVSSM, IntraVSSM, LayerNorm2d, Upsample
+from slicescan.layers.block import FeedForwardBlock, ScanBlock
+from slicescan.layers.norm import BiasFreeNorm2d
+from slicescan.models.base import Detected, ModelRecord, Reconstruction, Restorer, WeightSource
+
+Scanner = Literal["intra", "inter", "ss2d"]
+Fusion = Literal["klff", "aff", "skip"]
+Norm = Literal["layer", "bias_free"]
+Layer = Callable[[int], nn.Module]
+
+PUBLISHED = WeightSource(
+    file="best_XYScanNet_stage2.pth",
+    page="https://github.com/HanzhouLiu/XYScanNet",
+    license="MIT wording restricted to non-commercial use",
+)
+
+
+class XYScanNet(Restorer):
+    """Deblur by adding a residual that a three-level U-Net predicts.
+
+    Encoder blocks are feed-forward; decoder blocks scan inside the slices and across them; between the two, each of the
+    finer levels takes from the others what it lacks. ::
+
+        e1, e2, e3 = encoder(x)                         widths dim, 2 dim, 4 dim at 1, 1/2, 1/4 of the size
+        f1, f2 = fuse(e1; e2, e3), fuse(e2; e1, e3)
+        d3 = decode(e3),  d2 = decode(up(d3), f2),  d1 = decode(up(d2), f1)
+        y = x + output(d1)
+
+    Args:
+        dim: Channels of the finest level, even.
+        blocks: Blocks of each level, finest first, in the encoder and again in the decoder.
+        state: Size of the state of each scanned channel.
+        vssm_expand: Inner width of ``intra`` and ``inter`` scanners relative to the level's.
+        ffn_expand: Inner width of feed-forward layers relative to the level's.
+        bias: Whether convolutions have a bias, but for the embedding and the resampling, which have none.
+        norm: ``"layer"``, or ``"bias_free"``: no shift, and the mean stays in.
+        scanners: What the slots ``intra`` and ``inter`` of a decoder block hold: ``"intra"`` and ``"inter"`` as in the
+            paper, or ``"ss2d"``, the four-path scan of MambaIR with inner width 1.5.
+        fusion: ``"klff"`` as in the paper, ``"aff"`` of MIMO-UNet, or ``"skip"``: the encoder's map as it is.
+        fusion_gate: What KLFF's gate is shared by, see :class:`~slicescan.layers.KLFF`. The network was trained with
+            ``"tensor"``; ``"sample"`` equals it for single images and does not let images of a batch mix.
+        in_chans: Channels of the image.
+        out_chans: Channels of the result; they equal ``in_chans``, which is the default.
+
+    Source:
+        XYScanNet (arXiv 2412.10338), Figure 2. Differs, as the released network does: see the layers. Works on
+        [-0.5, 0.5] inside.
+
+    Example:
+        >>> model = XYScanNet(8, blocks=(1, 1, 1))
+        >>> model(torch.rand(1, 3, 6, 9)).shape
+        torch.Size([1, 3, 6, 9])
+    """
+
+    variants = {
+        "xyscannet": {"dim": 72},
+        "xyscannet_tiny": {"dim": 24},
+        "xyscannet_small": {"dim": 48},
+        "xyscannet_plus": {"dim": 144},
+        "xyscannet_small_intra": {"dim": 48, "scanners": ("intra", "intra")},
+        "xyscannet_small_inter": {"dim": 48, "scanners": ("inter", "inter")},
+        "xyscannet_small_mambair": {"dim": 48, "scanners": ("ss2d", "ss2d")},
+        "xyscannet_small_aff": {"dim": 48, "fusion": "aff"},
+        "xyscannet_small_skip": {"dim": 48, "fusion": "skip"},
+    }
+    costs = {}
+    record = ModelRecord(
+        task="motion deblurring",
+        supports=frozenset({"fp16", "bf16", "channels_last", "compile", "export"}),
+        tiling="discouraged",
+        tiling_reason="rows and columns are scanned and averaged over their whole length, and so is the fusion gate",
+        paper="https://arxiv.org/abs/2412.10338",
+    )
+    published = {"xyscannet_plus": PUBLISHED}
+    size_multiple = 4
+    offset = -0.5
+    undecayed = frozenset({"*.A_log", "*.D", "*.A_logs", "*.Ds"})
+    input_layers = ("patch_embed.proj",)
+    output_layers = ("output",)
+
+    def __init__(
+        self,
+        dim: int = 72,
+        *,
+        blocks: Sequence[int] = (3, 3, 6),
+        state: int = 16,
+        vssm_expand: float = 1.0,
+        ffn_expand: float = 1.0,
+        bias: bool = False,
+        norm: Norm = "layer",
+        scanners: Sequence[Scanner] = ("intra", "inter"),
+        fusion: Fusion = "klff",
+        fusion_gate: Literal["sample", "tensor", "pixel"] = "sample",
+        in_chans: int = 3,
+        out_chans: int | None = None,
+    ):
+        super().__init__()
+        out_chans = in_chans if out_chans is None else out_chans
+        _check(dim, blocks, norm, scanners, fusion, in_chans, out_chans)
+        self.in_chans, self.fusion = in_chans, fusion
+        dims = (dim, 2 * dim, 4 * dim)
+        normed: Layer = LayerNorm2d if norm == "layer" else BiasFreeNorm2d
+        ffn = partial(GatedDconvFFN, expand=ffn_expand, bias=bias)
+        makers: dict[Scanner, Layer] = {
+            "intra": partial(IntraVSSM, expand=vssm_expand, state=state, bias=bias),
+            "inter": partial(InterVSSM, expand=vssm_expand, state=state, bias=bias),
+            "ss2d": partial(SS2D, expand=1.5, state=state),
+        }
+        intra, inter = (makers[scanner] for scanner in scanners)
+
+        def encode(level: int) -> nn.Sequential:
+            made = [FeedForwardBlock(dims[level], ffn=ffn, norm=normed) for _ in range(blocks[level])]
+            return nn.Sequential(*made)
+
+        def decode(level: int) -> nn.Sequential:
+            made = [
+                ScanBlock(dims[level], intra=intra, inter=inter, ffn=ffn, norm=normed) for _ in range(blocks[level])
+            ]
+            return nn.Sequential(*made)
+
+        def fuse(level: int) -> nn.Module:
+            if fusion == "klff":
+                others = [other for other in dims if other != dims[level]]
+                return KLFF(dims[level], others, gate=fusion_gate, bias=bias)
+            return AFF(dims, dims[level]) if fusion == "aff" else nn.Identity()
+
+        # Modules in the order of the published file, which is also the order of the random draws.
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(in_chans, dim, 3, padding=1, bias=False)))
+        self.encoder_level1 = encode(0)
+        self.down1_2 = Downsample(dims[0])
+        self.encoder_level2 = encode(1)
+        self.down2_3 = Downsample(dims[1])
+        self.encoder_level3 = encode(2)
+        self.decoder_level3 = decode(2)
+        self.up3_2 = Upsample(dims[2])
+        self.clff_level2 = fuse(1)
+        self.reduce_chan_level2 = nn.Conv2d(2 * dims[1], dims[1], 1, bias=bias)
+        self.decoder_level2 = decode(1)
+        self.up2_1 = Upsample(dims[1])
+        self.clff_level1 = fuse(0)
+        self.reduce_chan_level1 = nn.Conv2d(2 * dims[0], dims[0], 1, bias=bias)
+        self.decoder_level1 = decode(0)
+        self.output = nn.Conv2d(dims[0], out_chans, 3, padding=1, bias=bias)
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """Embed, encode, fuse, decode ``(b, in_chans, h, w)``; the decoder's maps at 1, 1/2 and 1/4 of the size."""
+        e1 = self.run_blocks(self.encoder_level1, self.patch_embed(x))
+        e2 = self.run_blocks(self.encoder_level2, self.down1_2(e1))
+        e3 = self.run_blocks(self.encoder_level3, self.down2_3(e2))
+        f1, f2 = self._fuse(e1, e2, e3)
+        d3 = self.run_blocks(self.decoder_level3, e3)
+        d2 = self.reduce_chan_level2(torch.cat([self.up3_2(d3), f2], 1))
+        d2 = self.run_blocks(self.decoder_level2, d2)
+        d1 = self.reduce_chan_level1(torch.cat([self.up2_1(d2), f1], 1))
+        d1 = self.run_blocks(self.decoder_level1, d1)
+        return [d1, d2, d3]
+
+    def reconstruct(self, levels: list[Tensor], x: Tensor) -> Reconstruction:
+        """Add the residual, made from the finest map, to the image."""
+        residual = self.output(levels[0])
+        return Reconstruction([residual + x], residual)
+
+    def _fuse(self, e1: Tensor, e2: Tensor, e3: Tensor) -> tuple[Tensor, Tensor]:
+        if self.fusion == "klff":
+            return self.clff_level1(e1, [e2, e3]), self.clff_level2(e2, [e1, e3])
+        if self.fusion == "aff":
+            return self.clff_level1([e1, e2, e3]), self.clff_level2([e1, e2, e3])
+        return e1, e2
+
+    @classmethod
+    def detect(cls, state_dict: Mapping[str, Tensor]) -> Detected | None:
+        """Read constructor arguments off published names and shapes; None if they are not this network's.
+
+        Which of the two own scanners a slot holds leaves no trace, nor does the gate of KLFF: both are assumed.
+        """
+        shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
+        block = "decoder_level1.0."
+        own, foreign = block + "{}.mamba.A_log", block + "{}.A_logs"
+        slots = ("intra", "inter")
+        marks = [own if own.format(slot) in shapes else foreign for slot in slots]
+        needed = ["patch_embed.proj.weight", "output.weight", *(m.format(s) for m, s in zip(marks, slots, strict=True))]
+        if any(key not in shapes for key in needed):
+            return None
+        dim, in_chans = shapes["patch_embed.proj.weight"][:2]
+        fusions = {"clff_level1.conv_n1.weight": "klff", "clff_level1.conv.0.main.0.weight": "aff"}
+        scanners = ["ss2d" if mark == foreign else slot for mark, slot in zip(marks, slots, strict=True)]
+        fusion = next((fusion for key, fusion in fusions.items() if key in shapes), "skip")
+        arguments = {
+            "dim": dim,
+            "blocks": [_count(shapes, f"encoder_level{level}") for level in (1, 2, 3)],
+            "state": shapes[marks[0].format("intra")][1],
+            "vssm_expand": _expand(
+                shapes, "decoder_level{}.0.intra.proj_out.weight", "decoder_level{}.0.inter.proj_out.weight"
+            ),
+            "ffn_expand": _expand(shapes, "encoder_level{}.0.ffn1.project_out.weight"),
+            "bias": "output.bias" in shapes,
+            "norm": "layer" if "decoder_level1.0.norm1_ffn.body.bias" in shapes else "bias_free",
+            "scanners": scanners,
+            "fusion": fusion,
+            "in_chans": in_chans,
+        }
+        if shapes["output.weight"][0] != in_chans:
+            arguments["out_chans"] = shapes["output.weight"][0]
+        assumed = ("scanners",) * (scanners != ["ss2d", "ss2d"]) + ("fusion_gate",) * (fusion == "klff")
+        return Detected(arguments, assumed)
+
+
+def _check(dim, blocks, norm, scanners, fusion, in_chans, out_chans) -> None:
+    """Name the argument that makes no network."""
+    if dim < 2 or dim % 2:
+        raise ValueError(f"dim must be even, got {dim}")
+    if len(blocks) != 3 or min(blocks) < 1:
+        raise ValueError(f"blocks has one positive number for each of three levels, got {tuple(blocks)}")
+    if len(scanners) != 2:
+        raise ValueError(f"scanners has two entries, one for each slot, got {tuple(scanners)}")
+    choices = [
+        ("norm", norm, Norm),
+        ("fusion", fusion, Fusion),
+        *(("scanners", scanner, Scanner) for scanner in scanners),
+    ]
+    for name, value, allowed in choices:
+        if value not in get_args(allowed):
+            raise ValueError(f"{name} is one of {', '.join(map(repr, get_args(allowed)))}, got {value!r}")
+    if in_chans != out_chans:
+        raise ValueError(
+            f"out_chans must equal in_chans, because the result is the image plus a residual: {out_chans}, {in_chans}"
+        )
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]], stage: str) -> int:
+    found = [int(match[1]) for key in shapes if (match := re.match(rf"{stage}\.(\d+)\.", key))]
+    return max(found, default=-1) + 1
+
+
+def _expand(shapes: Mapping[str, tuple[int, ...]], *patterns: str) -> float:
+    """The shortest decimal number that gives every level its inner width, rounded down; 1.0 without such layers."""
+    found = [shapes[key][:2] for pattern in patterns for level in (1, 2, 3) if (key := pattern.format(level)) in shapes]
+    least = max((inner / outer for outer, inner in found), default=1.0)
+    for digits in range(8):
+        expand = math.ceil(least * 10**digits - 1e-9) / 10**digits
+        if all(int(outer * expand) == inner for outer, inner in found):
+            return expand
+    return least
