@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicescan.layers.mamba import decay_rates, draw_step_, log_decay
+from slicescan.layers.mamba import decay_rates, log_decay, step_projection
 from slicescan.layers.memory_order import as_image, as_map, channels_last, ordered_like
 from slicescan.ops import slice_scan
 
@@ -51,9 +51,7 @@ class SS2D(nn.Module):
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, conv, padding=conv // 2, groups=inner)
         x_projs = [nn.Linear(inner, self.dt_rank + 2 * state, bias=False) for _ in PATHS]
-        dt_projs = [nn.Linear(self.dt_rank, inner) for _ in PATHS]
-        for proj in dt_projs:
-            draw_step_(proj.weight, proj.bias)
+        dt_projs = [step_projection(self.dt_rank, inner) for _ in PATHS]
         self.x_proj_weight = nn.Parameter(torch.stack([proj.weight.detach() for proj in x_projs]))
         self.dt_projs_weight = nn.Parameter(torch.stack([proj.weight.detach() for proj in dt_projs]))
         self.dt_projs_bias = nn.Parameter(torch.stack([proj.bias.detach() for proj in dt_projs]))
@@ -65,7 +63,7 @@ class SS2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scan ``(b, dim, h, w)``."""
         u, z = self.in_proj(as_map(channels_last(x))).chunk(2, -1)  # b h w d
-        u = as_map(channels_last(F.silu(self.conv2d(as_image(u)))))
+        u = as_map(F.silu(self.conv2d(as_image(u))))
         y = self.out_norm(self._scan(u)) * F.silu(z)
         return ordered_like(as_image(self.out_proj(y)), x)
 

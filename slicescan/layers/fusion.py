@@ -35,8 +35,8 @@ class KLFF(nn.Module):
         ValueError: There are not two other levels, or ``gate`` is none of the three.
 
     Source:
-        XYScanNet (arXiv 2412.10338), Eq. 6. Differs, as their code does: one scalar gate instead of an element-wise one,
-        log-sigmoid instead of the logarithm of features, the current level first in the concatenation.
+        XYScanNet (arXiv 2412.10338), Eq. 6. Differs, as their code does: one scalar gate instead of an element-wise
+        one, log-sigmoid instead of the logarithm of features, the current level first in the concatenation.
 
     Example:
         >>> fuse = KLFF(8, (16, 32))

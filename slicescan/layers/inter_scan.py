@@ -10,14 +10,14 @@ from slicescan.layers.mamba import Mamba
 
 
 class InterScan(HalvesScanner):
-    """Pool every row and every column to one descriptor, scan the descriptors in order, and gate each slice by its own.
+    """Pool every row and every column to one descriptor, scan the descriptors in order, gate each slice by its own.
 
-    ``a, b = halves(conv_input(x))``; ``a`` is gated by ``sigmoid(mamba(mean of each row))``, scanned down the image, and
-    ``b`` by ``sigmoid(mamba(mean of each column))``, scanned to the right; ``y = fuse_out(cat(a, b))``.
+    ``a, b = halves(conv_input(x))``; ``a`` is gated by ``sigmoid(mamba(mean of each row))``, scanned down the image,
+    and ``b`` by ``sigmoid(mamba(mean of each column))``, scanned to the right; ``y = fuse_out(cat(a, b))``.
 
     With ``compression`` a slice of ``w`` positions is pooled to ``s = ceil(compression * w)`` strips instead of one
-    descriptor: strip ``i`` holds the positions from ``floor(i w / s)`` up to ``floor((i + 1) w / s)``, is scanned across
-    the slices by itself, and gates itself.
+    descriptor: strip ``i`` holds the positions from ``floor(i w / s)`` up to ``floor((i + 1) w / s)``, is scanned
+    across the slices by itself, and gates itself.
 
     Args:
         dim: Channels, even.
@@ -62,9 +62,9 @@ class InterScan(HalvesScanner):
             gate = torch.sigmoid(self.mamba.scan(x.mean(3), axis="h"))
             return (x * gate[:, :, :, None]).flatten(2, 3)
         member = _strips_of(w, strips, x.device)  # s w
-        mean = (member / member.sum(1, keepdim=True)).to(x.dtype)
+        mean = member.to(x.dtype) / member.sum(1, keepdim=True)
         gate = torch.sigmoid(self.mamba.scan(mean @ x, axis="h"))
-        return x * (member.to(gate.dtype).T @ gate)
+        return x * (member.T.to(gate.dtype) @ gate)
 
     def extra_repr(self) -> str:
         """How slices are pooled, for ``repr``."""
@@ -72,6 +72,6 @@ class InterScan(HalvesScanner):
 
 
 def _strips_of(w: int, strips: int, device: torch.device) -> Tensor:
-    """``(strips, w)``: 1 where a position lies in a strip. Products with it sum and spread in a fixed order."""
+    """``(strips, w)``, whether a position lies in a strip. Products with it sum and spread in a fixed order."""
     strip = ((torch.arange(w, device=device) + 1) * strips - 1) // w
-    return (strip == torch.arange(strips, device=device)[:, None]).float()
+    return strip == torch.arange(strips, device=device)[:, None]

@@ -36,7 +36,8 @@ class Mamba(nn.Module):
         ``(b, l, dim)`` to the same.
 
     Source:
-        Gu and Dao 2023 (Mamba), Figure 3 and Algorithm 2. Differs: Euler step ``Delta B`` for the input, as in their code.
+        Gu and Dao 2023 (Mamba), Figure 3 and Algorithm 2. Differs, as their code does: the input takes an Euler step,
+        ``Delta B``.
 
     Example:
         >>> Mamba(8)(torch.rand(1, 5, 8)).shape
@@ -61,8 +62,7 @@ class Mamba(nn.Module):
         self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)
         self.conv1d = nn.Conv1d(inner, inner, conv, padding=conv - 1, groups=inner, bias=conv_bias)
         self.x_proj = nn.Linear(inner, self.dt_rank + 2 * state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, inner)
-        draw_step_(self.dt_proj.weight, self.dt_proj.bias)
+        self.dt_proj = step_projection(self.dt_rank, inner)
         self.A_log = nn.Parameter(log_decay(inner, state))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, dim, bias=bias)
@@ -115,18 +115,15 @@ def decay_rates(A_log: Tensor) -> Tensor:
 
 def log_decay(channels: int, state: int) -> Tensor:
     """``A_log`` at initialisation, ``(channels, state)``: ``log(1), ..., log(state)`` for every channel."""
-    return torch.log(torch.arange(1, state + 1, dtype=torch.float32)).repeat(channels, 1)
+    return torch.log(torch.arange(1, state + 1)).repeat(channels, 1)
 
 
-@torch.no_grad()
-def draw_step_(weight: Tensor, bias: Tensor) -> None:
-    """Initialise a step projection in place: step sizes between 1e-3 and 0.1, evenly spread on a log scale.
-
-    Args:
-        weight: ``(d, r)``; uniform in ``+- r**-0.5``.
-        bias: ``(d,)``; the value whose softplus is the step size.
-    """
-    nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
+def step_projection(rank: int, channels: int) -> nn.Linear:
+    """A linear layer whose bias gives step sizes ``softplus(bias)`` from 1e-3 to 0.1, uniform in their logarithm."""
+    proj = nn.Linear(rank, channels)
     low, high = math.log(0.001), math.log(0.1)
-    step = torch.exp(torch.rand(bias.shape) * (high - low) + low).clamp(min=1e-4)
-    bias.copy_(step + torch.log(-torch.expm1(-step)))
+    with torch.no_grad():
+        nn.init.uniform_(proj.weight, -(rank**-0.5), rank**-0.5)
+        step = torch.exp(torch.rand(channels) * (high - low) + low).clamp(min=1e-4)
+        proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
+    return proj

@@ -4,20 +4,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class _Bilinear(nn.Module):
-    """Bilinear resize by 1/2 (rounded up, so that no axis vanishes) or 2; half-pixel centres, no antialiasing."""
-
-    def __init__(self, double: bool):
-        super().__init__()
-        self.double = double
+class _Half(nn.Module):
+    """Bilinear resize by 1/2; half-pixel centres, no antialiasing. Odd sizes are rounded up, so that none vanishes."""
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[2:]
-        size = (2 * h, 2 * w) if self.double else ((h + 1) // 2, (w + 1) // 2)
-        return F.interpolate(x, size, mode="bilinear", align_corners=False)
+        return F.interpolate(x, ((h + 1) // 2, (w + 1) // 2), mode="bilinear", align_corners=False)
 
-    def extra_repr(self) -> str:
-        return f"scale={2 if self.double else 0.5}"
+
+class _Twice(nn.Module):
+    """Bilinear resize by 2; half-pixel centres."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[2:]
+        return F.interpolate(x, (2 * h, 2 * w), mode="bilinear", align_corners=False)
 
 
 class Downsample(nn.Module):
@@ -43,7 +43,7 @@ class Downsample(nn.Module):
     def __init__(self, dim: int, out_dim: int | None = None):
         super().__init__()
         out_dim = 2 * dim if out_dim is None else out_dim
-        self.body = nn.Sequential(_Bilinear(double=False), nn.Conv2d(dim, out_dim, 3, padding=1, bias=False))
+        self.body = nn.Sequential(_Half(), nn.Conv2d(dim, out_dim, 3, padding=1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Shrink ``(b, dim, h, w)``."""
@@ -71,7 +71,7 @@ class Upsample(nn.Module):
     def __init__(self, dim: int, out_dim: int | None = None):
         super().__init__()
         out_dim = dim // 2 if out_dim is None else out_dim
-        self.body = nn.Sequential(_Bilinear(double=True), nn.Conv2d(dim, out_dim, 3, padding=1, bias=False))
+        self.body = nn.Sequential(_Twice(), nn.Conv2d(dim, out_dim, 3, padding=1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge ``(b, dim, h, w)``."""

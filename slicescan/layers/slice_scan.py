@@ -17,7 +17,8 @@ class SliceScan2D(HalvesScanner):
         dim: Channels, even.
         state: Size of the state of each inner channel.
         bidirectional: Whether each sequence is also scanned from its end, and the two outputs summed.
-        shared: Whether one Mamba serves all directions. Otherwise rows, columns and their backward scans have their own.
+        shared: Whether one Mamba serves all directions. Otherwise rows, columns and their backward scans have their
+            own.
         bias: Whether the two 1x1 convolutions have a bias.
 
     Shape:

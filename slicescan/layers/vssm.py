@@ -42,7 +42,7 @@ class IntraVSSM(_GatedShell, SliceScan2D):
         ``(b, dim, h, w)`` to the same.
 
     Source:
-        XYScanNet (arXiv 2412.10338), Eq. 5. Differs: 1x1 convolutions around the scan, and no residual, as in their code.
+        XYScanNet (arXiv 2412.10338), Eq. 5. Differs, as their code does: 1x1 convolutions around the scan, no residual.
 
     Example:
         >>> import torch
@@ -81,7 +81,7 @@ class InterVSSM(_GatedShell, InterScan):
         ``(b, dim, h, w)`` to the same.
 
     Source:
-        XYScanNet (arXiv 2412.10338), Eq. 5. Differs: 1x1 convolutions around the scan, and no residual, as in their code.
+        XYScanNet (arXiv 2412.10338), Eq. 5. Differs, as their code does: 1x1 convolutions around the scan, no residual.
 
     Example:
         >>> import torch

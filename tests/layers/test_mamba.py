@@ -1,0 +1,73 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slicescan.layers import Mamba
+from tests.layers import restated
+from tests.layers.agreement import assert_restates, noise, relative
+
+PUBLISHED_KEYS = {
+    "A_log": (48, 16),
+    "D": (48,),
+    "in_proj.weight": (96, 24),
+    "conv1d.weight": (48, 1, 4),
+    "conv1d.bias": (48,),
+    "x_proj.weight": (2 + 32, 48),
+    "dt_proj.weight": (48, 2),
+    "dt_proj.bias": (48,),
+    "out_proj.weight": (24, 48),
+}
+
+
+@settings(deadline=None, derandomize=True, max_examples=8)
+@given(b=st.integers(1, 3), length=st.integers(1, 9))
+def test_restates_the_paper(b, length):
+    assert_restates(Mamba(4, state=3), restated.mamba, noise(b, length, 4))
+
+
+def test_odd_settings_restate_the_paper():
+    assert_restates(Mamba(6, state=5, conv=2, expand=1.5, dt_rank=2), restated.mamba, noise(2, 7, 6))
+
+
+def test_keys_shapes_and_order_are_those_of_mamba_ssm():
+    assert {name: tuple(value.shape) for name, value in Mamba(24).state_dict().items()} == PUBLISHED_KEYS
+    assert list(Mamba(24).state_dict()) == list(PUBLISHED_KEYS)
+
+
+def test_scanning_rows_of_a_map_is_mixing_each_row():
+    mamba = restated.perturb(Mamba(4, state=3))
+    x = noise(2, 3, 5, 4)
+    want = torch.stack([mamba(x[:, y]) for y in range(3)], 1)
+    assert relative(mamba.scan(x, axis="w"), want) < 1e-12
+
+
+def test_scanning_columns_is_scanning_rows_of_the_transposed_map():
+    mamba = restated.perturb(Mamba(4, state=3))
+    x = noise(2, 3, 5, 4)
+    for reverse in (False, True):
+        rows = mamba.scan(x.transpose(1, 2), axis="w", reverse=reverse).transpose(1, 2)
+        assert relative(mamba.scan(x, axis="h", reverse=reverse), rows) < 1e-12
+
+
+def test_a_reverse_scan_knows_only_what_follows():
+    mamba = restated.perturb(Mamba(4, state=3))
+    x = noise(1, 1, 6, 4)
+    changed = x.clone()
+    changed[:, :, 2] += 1
+    difference = (mamba.scan(changed, axis="w", reverse=True) - mamba.scan(x, axis="w", reverse=True)).abs().sum(-1)
+    assert (difference[0, 0, :3] > 0).all()
+    assert (difference[0, 0, 3:] == 0).all()
+
+
+def test_step_sizes_start_between_a_thousandth_and_a_tenth():
+    torch.manual_seed(0)
+    step = torch.nn.functional.softplus(Mamba(64).dt_proj.bias)
+    assert 1e-3 * 0.999 <= step.min() < 3e-3
+    assert 0.03 < step.max() <= 0.1 * 1.001
+
+
+def test_decay_rates_stay_float32_in_a_half_precision_module():
+    from slicescan.layers.mamba import decay_rates
+
+    assert decay_rates(Mamba(4).bfloat16().A_log).dtype == torch.float32
+    assert decay_rates(Mamba(4).double().A_log).dtype == torch.float64
