@@ -1,0 +1,1 @@
+"""What happens around a model: restoring photographs, training, measuring."""
