@@ -24,6 +24,7 @@ class GatedDconvFFN(nn.Module):
         Zamir et al. 2022 (Restormer), Eq. 2. Differs: SiLU and no widening by default, as in XYScanNet.
 
     Example:
+        >>> import torch
         >>> GatedDconvFFN(8, expand=2.66)(torch.rand(1, 8, 3, 5)).shape
         torch.Size([1, 8, 3, 5])
     """

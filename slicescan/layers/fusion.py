@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slicescan.layers.memory_order import ordered_like
+
 Gate = Literal["sample", "tensor", "pixel"]
 
 
@@ -64,7 +66,7 @@ class KLFF(nn.Module):
         y = self._gated(self.conv_n1(_nearest(n1, cur)), *target) + self._gated(
             self.conv_n2(_nearest(n2, cur)), *target
         )
-        return self.fuse_out1(torch.cat([x, y], 1))
+        return ordered_like(self.fuse_out1(torch.cat([x, y], 1)), cur)
 
     def _gated(self, n: Tensor, p: Tensor, log_p: Tensor) -> Tensor:
         kl = p * (log_p - F.logsigmoid(_wide(n)))
@@ -115,7 +117,7 @@ class AFF(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Fuse ``levels`` at the size of one of them."""
         target = levels[self.level]
-        return self.conv(torch.cat([_nearest(level, target) for level in levels], 1))
+        return ordered_like(self.conv(torch.cat([_nearest(level, target) for level in levels], 1)), target)
 
     def extra_repr(self) -> str:
         """Which level's size the output has, for ``repr``."""

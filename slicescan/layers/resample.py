@@ -36,6 +36,7 @@ class Downsample(nn.Module):
         XYScanNet (arXiv 2412.10338), the code; the paper does not say.
 
     Example:
+        >>> import torch
         >>> Downsample(8)(torch.rand(1, 8, 6, 5)).shape
         torch.Size([1, 16, 3, 3])
     """
@@ -64,6 +65,7 @@ class Upsample(nn.Module):
         XYScanNet (arXiv 2412.10338), the code; the paper does not say.
 
     Example:
+        >>> import torch
         >>> Upsample(8)(torch.rand(1, 8, 3, 5)).shape
         torch.Size([1, 4, 6, 10])
     """
