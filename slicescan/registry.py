@@ -283,42 +283,47 @@ def _pretrained(model_name: str, config: Mapping[str, Any] | None, cache_dir: st
 
 
 def _fill(model: nn.Module, name: str, found: Checkpoint, chosen: Mapping[str, Any], *, adapt: bool = False) -> None:
-    """Load a file into a model made by name, unless the file says or shows that it is another model's.
+    """Load a file into a model made by name, unless the file says that it is another model's.
 
     Arguments that leave no trace in the weights must agree too, but for those that the caller chose.
     """
-    architecture, arguments = found.architecture, found.arguments
-    if architecture is None:
+    if found.architecture is not None and is_model(found.architecture):
+        build = _find(found.architecture)
+        if build is not _find(name):
+            raise CheckpointError(f"{found.path}: holds a {build.__name__}, {name} is a {_find(name).__name__}")
+    if differing := _differing(found.arguments or {}, model, chosen):
+        raise CheckpointError(f"{found.path}: {differing} in {name}; slicescan.load(path) follows the file")
+    try:
+        load_weights(model, _grey(model, found.state_dict) if adapt else found.state_dict, found.path)
+    except CheckpointError as error:
+        hint = ""
         with suppress(CheckpointError):
-            family, (arguments, assumed) = _detect(found)
-            architecture = next(iter(family.variants), None)
-            arguments = {key: value for key, value in arguments.items() if key not in assumed}
-    if architecture is not None and is_model(architecture) and _find(architecture) is not _find(name):
-        raise CheckpointError(f"{found.path}: holds a {_find(architecture).__name__}, not {name}")
-    state = _grey(model, found.state_dict) if adapt else found.state_dict
+            family, detected = _detect(found)
+            hint = f"; it seems to hold a {family.__name__}"
+            if family is _find(name):
+                hint += f", {_differing(detected.arguments, model, chosen)} in {name}"
+        raise CheckpointError(f"{error}{hint}") from error
+
+
+def _differing(arguments: Mapping[str, Any], model: nn.Module, chosen: Iterable[str]) -> str:
+    """Which of a file's arguments disagree with the model's own; None on either side agrees with anything."""
     own = getattr(model, "arguments", {})
-    differing = {
-        key: value
-        for key, value in (arguments or {}).items()
+    return ", ".join(
+        f"{key}={value!r} instead of {own[key]!r}"
+        for key, value in arguments.items()
         if key not in chosen and value is not None and own.get(key) not in (None, value)
-    }
-    if differing:
-        theirs = ", ".join(f"{key}={value!r}" for key, value in differing.items())
-        ours = ", ".join(f"{key}={own[key]!r}" for key in differing)
-        raise CheckpointError(
-            f"{found.path}: made with {theirs}, but {name} has {ours}; slicescan.load(path) follows the file"
-        )
-    load_weights(model, state, found.path)
+    )
 
 
 def _grey(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a one-channel model that does to a grey image what the colour model does, averaged over its output."""
     state = dict(state_dict)
     if isinstance(model, Restorer) and model.in_chans == 1:
-        for layer in model.input_layers:
-            state[f"{layer}.weight"] = state[f"{layer}.weight"].sum(1, keepdim=True)
-        for key in [key for key in state if key.rpartition(".")[0] in model.output_layers]:
-            state[key] = state[key].mean(0, keepdim=True)
+        for key in state:
+            if key.rpartition(".")[0] in model.output_layers:
+                state[key] = state[key].mean(0, keepdim=True)
+            elif key in {f"{layer}.weight" for layer in model.input_layers}:
+                state[key] = state[key].sum(1, keepdim=True)
     return state
 
 

@@ -5,8 +5,10 @@ also store NumPy scalars (a best PSNR, say), so three globals of NumPy are allow
 that turns bytes into a Python number: no code of NumPy runs either.
 """
 
+import pickletools
 import re
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -56,18 +58,40 @@ def unpickle(path: Path) -> Any:
         CheckpointError: The file wants to run code, or is damaged; nothing of it has run.
     """
     try:
-        with torch.serialization.safe_globals(ALLOWED):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file, torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # a damaged pickle fails in any of a dozen ways
-        refused = re.search(r"GLOBAL (\S+)", str(error))
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        refused = named[1] if named else _first_import(path)
         if refused:
             raise CheckpointError(
-                f"{path}: refused, because it asks to import {refused[1]}, which could run code; nothing was run. "
+                f"{path}: refused, because it asks to import {refused}, which could run code; nothing was run. "
                 f"Ask its author for the tensors alone (safetensors, or torch.save of a state dict)"
             ) from None
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        raise CheckpointError(
-            f"{path}: not a readable PyTorch file, damaged or cut short ({type(error).__name__}: {cause})"
-        ) from error
+        cause = f"{type(error).__name__}: {_first_sentence(str(error))}"
+        raise CheckpointError(f"{path}: not a readable PyTorch file, damaged or cut short ({cause})") from error
+
+
+def _first_import(path: Path) -> str | None:
+    """What a plain pickle, outside PyTorch's own formats, would import first; found without unpickling it."""
+    strings: list[str] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(path.read_bytes()):
+            if opcode.name in ("GLOBAL", "INST"):
+                return str(argument).replace(" ", ".")
+            if opcode.name == "STACK_GLOBAL":
+                return ".".join(strings[-2:])
+            if isinstance(argument, str):
+                strings.append(argument)
+    except ValueError:  # no pickle from here on
+        pass
+    return None
+
+
+def _first_sentence(message: str) -> str:
+    """The cause, without PyTorch's advice to switch the safety off."""
+    text = message.rpartition("WeightsUnpickler error:")[2].strip() or "no reason given"
+    return text.splitlines()[0].split(". ")[0]
