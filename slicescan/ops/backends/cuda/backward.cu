@@ -1,0 +1,275 @@
+// Backward pass. Tiles run from the last to the first; each is recomputed from its checkpoint, then walked backwards.
+struct Args {
+  Size size;
+  Map u, delta, z, dy, du, ddelta, dz;
+  Mix B, C, dB, dC;
+  const float *A, *D, *bias, *last;
+  float *first, *mixing, *params;
+  char* saved;
+};
+
+// Sums over groups of eight lanes by the tensor cores: a constant 0/1 matrix sends each lane's value n to row n, and the
+// product adds over the group. Lane 4r + c receives states r and r + 8 of the lanes 8c ... 8c + 7, in a fixed order.
+struct Sums {
+#if KIND == 0
+  u32 select[4], zero;
+  DI void init(int lane) {
+    const int r = lane >> 2;
+    UNROLL for (int i = 0; i < 4; i++) select[i] = (r == 2 * i ? 0x3f80u : 0u) | (r == 2 * i + 1 ? 0x3f800000u : 0u);
+    zero = opaque_zero();
+  }
+  // `pairs` times `factor`, both bfloat16.
+  DI void add(const u32* pairs, float factor, float& lo, float& hi) const {
+    const u32 f = pack(factor, factor); u32 w[NL / 2]; float c[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
+    UNROLL for (int i = 0; i < NL / 2; i++) w[i] = mul_pairs(pairs[i], f);
+    UNROLL for (int i = 0; i < NL / 4; i++)
+      mma_bfloat16(i < 2 ? c : e, select[i % 2 * 2], zero, select[i % 2 * 2 + 1], zero, w[2 * i], w[2 * i + 1]);
+    lo = c[0] + c[1]; hi = e[0] + e[1];
+  }
+#else
+  u32 select[8];
+  DI void init(int lane) {
+    UNROLL for (int i = 0; i < 8; i++) select[i] = (lane >> 2) == i ? 0x3f800000u : 0u;
+  }
+  DI void add(const float* v, float& lo, float& hi) const {
+    float c[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
+    UNROLL for (int i = 0; i < NL / 2; i++) {
+      float* to = i < 4 ? c : e; const u32 s0 = select[i % 4 * 2], s1 = select[i % 4 * 2 + 1];
+#if KIND == 1
+      mma_tf32(to, s0, 0u, s1, 0u, v[2 * i], v[2 * i + 1]);
+#else  // tf32 keeps 10 bits: the upper part and the rest go one after the other
+      const float a = __uint_as_float(__float_as_uint(v[2 * i]) & 0xffffe000u);
+      const float b = __uint_as_float(__float_as_uint(v[2 * i + 1]) & 0xffffe000u);
+      mma_tf32(to, s0, 0u, s1, 0u, a, b);
+      mma_tf32(to, s0, 0u, s1, 0u, v[2 * i] - a, v[2 * i + 1] - b);
+#endif
+    }
+    lo = c[0] + c[1]; hi = e[0] + e[1];
+  }
+#endif
+};
+
+// Adds the groups that share a sequence and writes a step's dB and dC, [SPW][2][NT].
+template <int CW> struct Partials {
+  static constexpr int SPW = RW / CW, PITCH = 2 * NT + (SPW == 2 ? 16 : SPW == 4 ? 8 : 0), STEP = SPW * PITCH;
+  DI static void write(float* to, float b0, float b1, float c0, float c1, int lane) {
+    const int r = lane >> 2, c = lane & 3;
+    float* at = to + 8 * c % RW / CW * PITCH + 8 * c / RW * NL + r;
+    if constexpr (NL > 8) {
+      const bool top = r + 8 < NL;
+      if constexpr (CW == 8) {
+        at[0] = b0; at[NT] = c0;
+        if (top) { at[8] = b1; at[NT + 8] = c1; }
+      } else {
+        const bool odd = c & 1;
+        float b = (odd ? b1 : b0) + from_lane_xor(odd ? b0 : b1, 1), g = (odd ? c1 : c0) + from_lane_xor(odd ? c0 : c1, 1);
+        if (odd) at += 8;
+        if constexpr (CW == 16) {
+          if (!odd || top) { at[0] = b; at[NT] = g; }
+        } else {
+          const bool second = c & 2;
+          b = (second ? g : b) + from_lane_xor(second ? b : g, 2);
+          if (!odd || top) at[second ? NT : 0] = b;
+        }
+      }
+    } else {
+      const bool in = r < NL;
+      if constexpr (CW == 8) {
+        if (in) { at[0] = b0; at[NT] = c0; }
+      } else {
+        const bool odd = c & 1;
+        float b = (odd ? c0 : b0) + from_lane_xor(odd ? b0 : c0, 1);
+        if constexpr (CW == 32) b += from_lane_xor(b, 2);
+        if (in && (CW == 16 || c < 2)) at[odd ? NT : 0] = b;
+      }
+    }
+  }
+};
+
+constexpr int STEPS_AT_ONCE = AT_ONCE;
+struct Scalars { float dt, gy, u, slope; };  // of one step and lane, from the recomputation to the walk back
+
+template <int CW> struct Backward {
+  static constexpr int SPW = RW / CW, TILE = TS * RW, MAPS = HAS_Z ? 4 : 3, SLOT = 32 * States::BYTES;
+#if KIND == 0
+  static constexpr int SCALARS = TS * 32 * 12;
+#else
+  static constexpr int SCALARS = TS * 32 * 16;
+#endif
+  static constexpr int MIX = SPW * MixTile<CW>::PITCH * 4, RAW = SPW * TS * 2 * N * ES, PART = TS * Partials<CW>::STEP * 4;
+  static constexpr int O_SCALARS = TS * SLOT, O_CHECK = O_SCALARS + SCALARS, O_MIX = O_CHECK + SLOT, O_MAPS = O_MIX + MIX;
+  static constexpr int O_RAW = O_MAPS + MAPS * TILE * ES, O_PART = O_RAW + (RAW + 15) / 16 * 16, BYTES = O_PART + 2 * PART;
+
+  DI static void keep(char* shared, int k, int lane, const Scalars& s) {
+#if KIND == 0
+    ((float2*)(shared + O_SCALARS))[k * 32 + lane] = make_float2(s.dt, s.gy);
+    ((u32*)(shared + O_SCALARS + TS * 32 * 8))[k * 32 + lane] = pack(s.u, s.slope);
+#else
+    ((float4*)(shared + O_SCALARS))[k * 32 + lane] = make_float4(s.dt, s.gy, s.u, s.slope);
+#endif
+  }
+  DI static Scalars recall(const char* shared, int k, int lane) {
+#if KIND == 0
+    const float2 a = ((const float2*)(shared + O_SCALARS))[k * 32 + lane];
+    const u32 b = ((const u32*)(shared + O_SCALARS + TS * 32 * 8))[k * 32 + lane];
+    return {a.x, a.y, low(b), high(b)};
+#else
+    const float4 a = ((const float4*)(shared + O_SCALARS))[k * 32 + lane];
+    return {a.x, a.y, a.z, a.w};
+#endif
+  }
+
+  // Sum the block's warps in order and hand on tile i of dB and dC.
+  DI static void gather(const Args& a, const char* block_shared, int i, int units, int group, int block) {
+    const Size& z = a.size;
+    for (int e = threadIdx.x; e < TS * SPW * 2 * N; e += NW * 32) {
+      const int n = e % N, is_c = e / N % 2, sub = e / (2 * N) % SPW, k = e / (2 * N * SPW);
+      const Unit at = unit_of(z, units * SPW + sub); const int p = at.first + i * TS + k;
+      const float* from = (const float*)(block_shared + O_PART) + ((i & 1) * TS + k) * Partials<CW>::STEP;
+      from += sub * Partials<CW>::PITCH + is_c * NT + n;
+      float sum = 0.f;
+      UNROLL for (int w = 0; w < NW; w++) sum += from[w * (WARP_BYTES / 4)];
+      if (!at.ok || p >= (int)z.length) continue;
+#if DIRECT
+      const Mix& m = is_c ? a.dC : a.dB;
+      ((T*)m.at)[place(m, z, at.b, at.s, p) + (idx)group * (idx)m.g + n * (idx)m.n] = put(sum);
+#else
+      const i64 sequence = (i64)at.b * (int)z.slices + at.s, sequences = z.units / z.chunks;
+      const i64 row = (((i64)group * z.blocks + block) * sequences + sequence) * z.length + p;
+      a.mixing[(row * 2 + is_c) * N + n] = sum;
+#endif
+    }
+  }
+
+  DI static void run(const Args& a, char* block_shared, u32* gate, int units, int group, int block, int d0, int d_end) {
+    const Size& z = a.size;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, seat = lane % RW, n0 = lane / RW * NL, sub = seat / CW;
+    char* shared = block_shared + warp * WARP_BYTES;
+    float* mix = (float*)(shared + O_MIX); T *raw = (T*)(shared + O_RAW), *maps = (T*)(shared + O_MAPS);
+    const int d = d0 + seat % CW, unit = units * SPW + sub, channels = (int)z.channels, sequence = unit / (int)z.chunks;
+    const Unit at = unit_of(z, unit); const bool ok = at.ok && d < d_end; const int tile0 = at.first / TS;
+    Tile<CW> tile; tile.init(z, units, d0, d_end, lane);
+    Sums sums; sums.init(lane);
+    Channel c; load_channel(c, a.A, a.D, a.bias, d, n0, ok);
+    float g[NL], dA[NL], dD = 0.f, dbias = 0.f;
+    UNROLL for (int n = 0; n < NL; n++) g[n] = dA[n] = 0.f;
+    if (a.last) load_states(g, a.last, unit, d, channels, n0, ok);
+    if (NT != N) { MixTile<CW>::clear(mix, lane); warp_sync(); }
+
+    auto fetch = [&](int i) {
+      const int p0 = i * TS;
+      tile.load(maps, a.u, z, p0); tile.load(maps + TILE, a.delta, z, p0); tile.load(maps + 2 * TILE, a.dy, z, p0);
+      if (HAS_Z) tile.load(maps + 3 * TILE, a.z, z, p0);
+      const bool here = ok && tile0 + i < (int)z.all_tiles;
+      const char* from = checkpoint(a.saved, z, sequence, here ? tile0 + i : 0, here ? d : 0, n0);
+      UNROLL for (int j = 0; j < States::VECTORS; j++) {
+        constexpr int V = States::V * 4;
+        copy_async<V>(shared + O_CHECK + (j * 32 + lane) * V, here ? from + j * V : a.saved, here);
+      }
+      MixTile<CW>::load(raw, a.B, a.C, z, units, group, p0, lane);
+      copies_start();
+    };
+    const int tiles = (int)z.tiles;
+    fetch(tiles - 1);
+    for (int i = tiles - 1; i >= 0; i--) {
+      copies_wait(); warp_sync();
+      MixTile<CW>::convert(raw, mix, lane);
+      warp_sync();
+      const float* mixing = mix + sub * MixTile<CW>::PITCH + n0;
+      const int left = (int)z.length - at.first - i * TS;
+      States before, after; float h[NL];
+      before.read(shared + O_CHECK + lane * States::V * 4, 32);
+      UNROLL for (int n = 0; n < NL; n++) h[n] = before[n];
+      #pragma unroll STEPS_AT_ONCE
+      for (int k = 0; k < TS; k++) {
+        T* cell = maps + k * RW + seat;
+        if (k > 0) before.set(h);
+        before.write(shared + k * SLOT + lane * States::V * 4, 32);
+        const float x = get(cell[TILE]) + c.bias, u = get(*cell), dy = get(cell[2 * TILE]);
+        float e, dt = step_size(x, e), slope = step_slope(x, e), gy = dy;
+        dt = k < left ? dt : 0.f; slope = k < left ? slope : 0.f;
+        const float y = advance(h, c.a, dt, dt * u, mixing + k * 2 * NT);
+        if (HAS_Z) {
+          const float gate = get(cell[(MAPS - 1) * TILE]), s = sigmoid(gate), all = fmaf(c.skip, u, over_states(y));
+          gy = dy * gate * s;
+          if (NS == 1 || lane < RW) cell[(MAPS - 1) * TILE] = put(dy * all * (s * fmaf(gate, 1.f - s, 1.f)));
+        }
+        keep(shared, k, lane, {dt, gy, u, slope});
+      }
+      after.set(h);
+      warp_sync();
+      if (HAS_Z) { tile.store(maps + (MAPS - 1) * TILE, a.dz, z, i * TS, RW); warp_sync(); }
+      if (i > 0) fetch(i - 1);
+      if (i + 1 < tiles) { gate_wait(gate, (tiles - 2 - i) & 1); gather(a, block_shared, i + 1, units, group, block); }
+
+      float* part = (float*)(shared + O_PART) + (i & 1) * TS * Partials<CW>::STEP;
+      #pragma unroll STEPS_AT_ONCE
+      for (int k = TS - 1; k >= 0; k--) {
+        const Scalars s = recall(shared, k, lane); const float dtu = s.dt * s.u; const float* bc = mixing + k * 2 * NT;
+        before.read(shared + k * SLOT + lane * States::V * 4, 32);
+        float b1 = 0.f, b2 = 0.f, t1 = 0.f, t2 = 0.f, v[NL], sb0, sb1, sc0, sc1;
+        UNROLL for (int q = 0; q < NL / 4; q++) {
+          const float4 B = *(const float4*)(bc + 4 * q), C = *(const float4*)(bc + NT + 4 * q);
+          const float bs[4] = {B.x, B.y, B.z, B.w}, cs[4] = {C.x, C.y, C.z, C.w};
+          UNROLL for (int j = 0; j < 4; j++) {
+            const int n = 4 * q + j;
+            const float dh = fmaf(s.gy, cs[j], g[n]);
+            if (j & 1) b1 = fmaf(dh, bs[j], b1); else b2 = fmaf(dh, bs[j], b2);
+            v[n] = dh;
+            g[n] = ex2(s.dt * c.a[n]) * dh;
+            const float r = g[n] * before[n];
+            if (j & 1) t1 = fmaf(c.a[n], r, t1); else t2 = fmaf(c.a[n], r, t2);
+            dA[n] = fmaf(s.dt, r, dA[n]);
+          }
+        }
+#if KIND == 0
+        u32 pairs[NL / 2];
+        UNROLL for (int n = 0; n < NL / 2; n++) pairs[n] = pack(v[2 * n], v[2 * n + 1]);
+        sums.add(pairs, dtu, sb0, sb1); sums.add(after.w, s.gy, sc0, sc1);
+#else
+        UNROLL for (int n = 0; n < NL; n++) v[n] *= dtu;
+        sums.add(v, sb0, sb1);
+        UNROLL for (int n = 0; n < NL; n++) v[n] = after[n] * s.gy;
+        sums.add(v, sc0, sc1);
+#endif
+        after = before;
+        Partials<CW>::write(part + k * Partials<CW>::STEP, sb0, sb1, sc0, sc1, lane);
+        const float b = over_states(b1 + b2), t = over_states(t1 + t2), ddt = fmaf(b, s.u, LN2 * t) * s.slope;
+        dbias += ddt; dD = fmaf(s.gy, s.u, dD);
+        warp_sync();  // everyone has read this step's states: their place takes du and ddelta
+        if (NS == 1 || lane < RW) {
+          T* out = (T*)(shared + k * SLOT) + seat;
+          out[0] = put(fmaf(b, s.dt, s.gy * c.skip)); out[RW] = put(ddt);
+        }
+      }
+      warp_sync();
+      if (lane == 0) gate_pass(gate);
+      tile.store((T*)shared, a.du, z, i * TS, SLOT / ES);
+      tile.store((T*)shared + RW, a.ddelta, z, i * TS, SLOT / ES);
+    }
+    gate_wait(gate, (tiles - 1) & 1); gather(a, block_shared, 0, units, group, block);
+    if (a.first && ok && unit % (int)z.chunks == 0) store_states(g, a.first, sequence, d, channels, n0, ok);
+
+    UNROLL for (int k = CW; k < RW; k *= 2) {
+      UNROLL for (int n = 0; n < NL; n++) dA[n] += from_lane_xor(dA[n], k);
+      dD += from_lane_xor(dD, k); dbias += from_lane_xor(dbias, k);
+    }
+    if (sub == 0 && d < d_end) {  // row: dA [channel][N], dD [channel], dbias [channel]
+      float* row = a.params + (i64)units * channels * (N + 2);
+      UNROLL for (int n = 0; n < NL; n++) if (n0 + n < N) row[(i64)d * N + n0 + n] = dA[n];
+      if (n0 == 0) { row[(i64)channels * N + d] = dD; row[(i64)channels * (N + 1) + d] = dbias; }
+    }
+  }
+};
+static_assert(Backward<LANES>::BYTES == WARP_BYTES, "the host reserves another amount of shared memory");
+
+extern "C" __global__ void __launch_bounds__(NW * 32, MIN_BLOCKS) scan_backward(const __grid_constant__ Args a) {
+  extern __shared__ __align__(16) char shared[];
+  u32* gate = (u32*)(shared + NW * WARP_BYTES);
+  if (threadIdx.x == 0) gate_init(gate, NW);
+  block_sync();
+  const int warps = (int)a.size.blocks, columns = (int)a.size.groups * warps;
+  const int units = blockIdx.x / columns, column = blockIdx.x - units * columns, group = column / warps, block = column - group * warps;
+  const int d_start = group * (int)a.size.group_channels, d0 = d_start + (block * NW + (int)threadIdx.x / 32) * LANES;
+  Backward<LANES>::run(a, shared, gate, units, group, block, d0, d_start + (int)a.size.group_channels);
+}

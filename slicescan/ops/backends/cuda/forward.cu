@@ -1,0 +1,83 @@
+// Forward pass: y, and on request the checkpoints and the last state. Every warp works alone.
+struct Args {
+  Size size;
+  Map u, delta, z, y;
+  Mix B, C;
+  const float *A, *D, *bias, *first;
+  float* last;
+  char* saved;
+};
+
+template <int CW> struct Forward {
+  static constexpr int SPW = RW / CW, TILE = TS * RW, MAPS = HAS_Z ? 3 : 2;
+  static constexpr int MIX = SPW * MixTile<CW>::PITCH * 4, RAW = SPW * TS * 2 * N * ES, MAP = 2 * MAPS * TILE * ES;
+  static constexpr int BYTES = MIX + (RAW + 15) / 16 * 16 + MAP;
+
+  DI static void run(const Args& a, char* shared, int units, int group, int d0, int d_end, int lane) {
+    const Size& z = a.size;
+    float* mix = (float*)shared; T* raw = (T*)(shared + MIX); T* maps = (T*)(shared + BYTES - MAP);
+    const int seat = lane % RW, n0 = lane / RW * NL, sub = seat / CW, d = d0 + seat % CW, unit = units * SPW + sub;
+    const Unit at = unit_of(z, unit); const bool ok = at.ok && d < d_end;
+    const int channels = (int)z.channels, sequence = unit / (int)z.chunks, tile0 = at.first / TS;
+    Tile<CW> tile; tile.init(z, units, d0, d_end, lane);
+    Channel c; load_channel(c, a.A, a.D, a.bias, d, n0, ok);
+    float h[NL];
+    UNROLL for (int n = 0; n < NL; n++) h[n] = 0.f;
+    if (a.first) load_states(h, a.first, unit, d, channels, n0, ok);
+    if (NT != N) { MixTile<CW>::clear(mix, lane); warp_sync(); }
+
+    auto fetch = [&](int i) {
+      T* to = maps + (i & 1) * MAPS * TILE;
+      tile.load(to, a.u, z, i * TS); tile.load(to + TILE, a.delta, z, i * TS);
+      if (HAS_Z) tile.load(to + 2 * TILE, a.z, z, i * TS);
+      MixTile<CW>::load(raw, a.B, a.C, z, units, group, i * TS, lane);
+      copies_start();
+    };
+    const int tiles = (int)z.tiles;
+    fetch(0);
+    for (int i = 0; i < tiles; i++) {
+      copies_wait(); warp_sync();
+      MixTile<CW>::convert(raw, mix, lane);
+      warp_sync();
+      if (i + 1 < tiles) fetch(i + 1);
+#if SAVE
+      if (ok && tile0 + i < (int)z.all_tiles) {
+        States s; s.set(h);
+        s.write(checkpoint(a.saved, z, sequence, tile0 + i, d, n0), 1);
+      }
+#endif
+      T* now = maps + (i & 1) * MAPS * TILE;
+      const float* mixing = mix + sub * MixTile<CW>::PITCH + n0;
+      const int left = (int)z.length - at.first - i * TS;
+      UNROLL for (int k = 0; k < TS; k++) {
+        T* cell = now + k * RW + seat;
+        float e, dt = step_size(get(cell[TILE]) + c.bias, e); const float u = get(*cell);
+        dt = k < left ? dt : 0.f;
+        float y = fmaf(c.skip, u, over_states(advance(h, c.a, dt, dt * u, mixing + k * 2 * NT)));
+        if (HAS_Z) {
+          const float gate = get(cell[(MAPS - 1) * TILE]);
+#if KIND == 0
+          y *= fmaf(gate * 0.5f, tanh_fast(gate * 0.5f), gate * 0.5f);
+#else
+          y *= gate * sigmoid(gate);
+#endif
+        }
+        if (NS == 1 || lane < RW) *cell = put(y);
+      }
+      warp_sync();
+      tile.store(now, a.y, z, i * TS, RW);
+    }
+    if (a.last && ok && (unit + 1) % (int)z.chunks == 0) store_states(h, a.last, sequence, d, channels, n0, ok);
+  }
+};
+static_assert(Forward<LANES>::BYTES == WARP_BYTES, "the host reserves another amount of shared memory");
+
+extern "C" __global__ void __launch_bounds__(NW * 32, MIN_BLOCKS) scan_forward(const __grid_constant__ Args a) {
+  extern __shared__ __align__(16) char shared[];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, columns = (int)(a.size.groups * a.size.blocks);
+  const i64 job = (i64)blockIdx.x * NW + warp; const int units = (int)(job / columns), column = (int)(job - (i64)units * columns);
+  if ((i64)units * Forward<LANES>::SPW >= a.size.units) return;
+  const int group = column / (int)a.size.blocks, d_start = group * (int)a.size.group_channels;
+  const int d0 = d_start + (column - group * (int)a.size.blocks) * LANES;
+  Forward<LANES>::run(a, shared + warp * WARP_BYTES, units, group, d0, d_start + (int)a.size.group_channels, lane);
+}

@@ -1,0 +1,219 @@
+// The mapping shared by both passes. One lane = one channel of one sequence and NL of its states; one warp = CW channels of
+// SPW neighbouring sequences; time goes in tiles of TS steps that pass through shared memory, one tile ahead.
+//
+// Set by the host: KIND (0 bfloat16, 1 float16, 2 float32), N states, NL states a lane, NS lanes that share a channel's states,
+// TS steps a tile, NW warps a block, GU and GB bytes a copy of the maps and of B, C, WIDE 64-bit offsets, CARRY, HAS_Z, SOFTPLUS.
+#if WIDE
+typedef i64 idx;
+#else
+typedef int idx;
+#endif
+#if KIND == 2
+typedef float T;
+DI float get(T x) { return x; }
+DI T put(float x) { return x; }
+#else
+typedef u16 T;
+#if KIND == 1
+DI float get(T x) { return from_float16(x); }
+DI T put(float x) { return to_float16(x); }
+#else
+DI float get(T x) { return low(x); }
+DI T put(float x) { return to_bfloat16(x); }
+#endif
+#endif
+constexpr int ES = sizeof(T), NT = NL * NS, RW = 32 / NS;
+constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+
+// Maps (batch, slice, step, channel) and mixing vectors B, C (batch, slice, step, group, state); strides in elements.
+struct Map { char* at; i64 b, s, t, d; };
+struct Mix { char* at; i64 b, s, t, g, n; };
+// `units` = sequences x chunks; a chunk is `tiles` tiles of a sequence of `length` steps.
+struct Size { i64 units, chunks, tiles, all_tiles, slices, length, slice_length, channels, group_channels, groups, blocks; };
+
+struct Unit { int b, s, first; bool ok; };
+DI Unit unit_of(const Size& z, int unit) {
+  const int chunks = (int)z.chunks, slices = (int)z.slices, seq = chunks == 1 ? unit : unit / chunks, b = seq / slices;
+  return {b, seq - b * slices, (unit - seq * chunks) * (int)z.tiles * TS, unit < (int)z.units};
+}
+template <class M> DI idx place(const M& m, const Size& z, int b, int s, int p) {  // where step p of a sequence lies
+#if CARRY
+  s = p / (int)z.slice_length; p -= s * (int)z.slice_length;
+#endif
+  return (idx)b * (idx)m.b + (idx)s * (idx)m.s + (idx)p * (idx)m.t;
+}
+
+// Moves tiles [TS][RW] of a map between global and shared memory, GU bytes at a time.
+template <int CW> struct Tile {
+  static constexpr int SPW = RW / CW, EPC = GU / ES, CPR = RW / EPC, ROWS = 32 / CPR, PASSES = ROWS >= TS ? 1 : TS / ROWS;
+  int row, column, d;
+  Unit at;
+  DI void init(const Size& z, int group_of_units, int d0, int d_end, int lane) {
+    row = lane / CPR; column = lane % CPR * EPC; d = d0 + column % CW;
+    at = unit_of(z, group_of_units * SPW + column / CW);
+    at.ok = at.ok && d < d_end && row < TS;
+  }
+  DI idx offset(const Map& m, const Size& z, int p) const {
+    return place(m, z, at.b, at.s, p) + (idx)d * (GU == ES ? (idx)m.d : 1);
+  }
+  DI void load(T* tile, const Map& m, const Size& z, int p0) const {
+    UNROLL for (int j = 0; j < PASSES; j++) {
+      const int r = row + j * ROWS, p = at.first + p0 + r; const bool ok = at.ok && p < (int)z.length;
+      if (ROWS <= TS || row < TS) copy_async<GU>(tile + r * RW + column, (T*)m.at + (ok ? offset(m, z, p) : 0), ok);
+    }
+  }
+  DI void store(const T* tile, const Map& m, const Size& z, int p0, int pitch) const {
+    UNROLL for (int j = 0; j < PASSES; j++) {
+      const int r = row + j * ROWS, p = at.first + p0 + r;
+      if (!at.ok || p >= (int)z.length) continue;
+      const T* from = tile + r * pitch + column; T* to = (T*)m.at + offset(m, z, p);
+      if constexpr (GU == 16) *(uint4*)to = *(const uint4*)from;
+      else if constexpr (GU == 8) *(uint2*)to = *(const uint2*)from;
+      else if constexpr (GU == 4) *(u32*)to = *(const u32*)from;
+      else *to = *from;
+    }
+  }
+};
+
+// Brings tiles of B and C, as they are, into raw [SPW][TS][2][N], and from there as floats into mix [SPW][TS][2][NT].
+template <int CW> struct MixTile {
+  static constexpr int SPW = RW / CW, EPC = GB / ES, CPV = N / EPC, COUNT = TS * 2 * CPV, PITCH = TS * 2 * NT + (SPW > 1 ? 4 : 0);
+  static constexpr int V = N % 4 == 0 ? 4 : 1;
+  DI static void load(T* raw, const Mix& B, const Mix& C, const Size& z, int group_of_units, int group, int p0, int lane) {
+    UNROLL for (int sub = 0; sub < SPW; sub++) {
+      const Unit at = unit_of(z, group_of_units * SPW + sub);
+      UNROLL for (int i = lane; i < COUNT; i += 32) {
+        const int part = i % CPV, is_c = i / CPV % 2, r = i / (2 * CPV), p = at.first + p0 + r;
+        const bool ok = at.ok && p < (int)z.length; const char* from; idx o;
+        if (is_c) { from = C.at; o = place(C, z, at.b, at.s, p) + (idx)group * (idx)C.g + part * EPC * (GB == ES ? (idx)C.n : 1); }
+        else { from = B.at; o = place(B, z, at.b, at.s, p) + (idx)group * (idx)B.g + part * EPC * (GB == ES ? (idx)B.n : 1); }
+        copy_async<GB>(raw + ((sub * TS + r) * 2 + is_c) * N + part * EPC, (const T*)from + (ok ? o : 0), ok);
+      }
+    }
+  }
+  DI static void clear(float* mix, int lane) {
+    for (int i = lane; i < SPW * PITCH; i += 32) mix[i] = 0.f;
+  }
+  DI static void convert(const T* raw, float* mix, int lane) {
+    UNROLL for (int sub = 0; sub < SPW; sub++) {
+      UNROLL for (int i = lane; i < TS * 2 * N / V; i += 32) {
+        const int row = i * V / N, n = i * V % N; const T* from = raw + sub * TS * 2 * N + i * V;
+        float* to = mix + sub * PITCH + row * NT + n;
+        if constexpr (V == 1) *to = get(*from);
+        else if constexpr (ES == 4) *(float4*)to = *(const float4*)from;
+        else {
+          const uint2 w = *(const uint2*)from;
+          *(float4*)to = make_float4(get((T)w.x), get((T)(w.x >> 16)), get((T)w.y), get((T)(w.y >> 16)));
+        }
+      }
+    }
+  }
+};
+
+// Step size from its raw value; `e` keeps exp(x) for the derivative. Small arguments take the series of log(1 + e).
+DI float step_size(float x, float& e) {
+#if SOFTPLUS
+  e = ex2(x * LOG2E);
+#if KIND == 2
+  const float edge = 0.125f, t = e * (1.f / 6.f);
+  const float series = e * fmaf(e, fmaf(e, fmaf(e, fmaf(e, 0.2f - t, -0.25f), 0.33333333f), -0.5f), 1.f);
+#else
+  const float edge = 0.03125f, series = e * fmaf(e, fmaf(e, 0.33333333f, -0.5f), 1.f);
+#endif
+  const float l = e < edge ? series : lg2(1.f + e) * LN2;
+  return x > 20.f ? x : l;
+#else
+  return x;
+#endif
+}
+DI float step_slope(float x, float e) {
+#if SOFTPLUS
+  return x > 20.f ? 1.f : e * rcp(1.f + e);
+#else
+  return 1.f;
+#endif
+}
+DI float sigmoid(float x) { return rcp(1.f + ex2(-x * LOG2E)); }
+
+// One step of the recurrence, h = exp(dt A) h + dt u B, and its read-out h C.
+DI float advance(float* h, const float* a, float dt, float dtu, const float* mix) {
+  float y0 = 0.f, y1 = 0.f;
+  UNROLL for (int q = 0; q < NL / 4; q++) {
+    const float4 b = *(const float4*)(mix + 4 * q), c = *(const float4*)(mix + NT + 4 * q);
+    const float bs[4] = {b.x, b.y, b.z, b.w}, cs[4] = {c.x, c.y, c.z, c.w};
+    UNROLL for (int j = 0; j < 4; j++) {
+      const int n = 4 * q + j;
+      h[n] = fmaf(ex2(dt * a[n]), h[n], dtu * bs[j]);
+      if (j & 1) y1 = fmaf(h[n], cs[j], y1); else y0 = fmaf(h[n], cs[j], y0);
+    }
+  }
+  return y0 + y1;
+}
+DI float over_states(float x) {  // the sum over the lanes that share a channel
+  UNROLL for (int k = RW; k < 32; k *= 2) x += from_lane_xor(x, k);
+  return x;
+}
+
+// A channel's constants, zero where the lane has no channel.
+struct Channel { float a[NL], skip, bias; };
+DI void load_channel(Channel& c, const float* A, const float* D, const float* bias, int d, int n0, bool ok) {
+  UNROLL for (int n = 0; n < NL; n++) c.a[n] = ok && n0 + n < N ? A[(i64)d * N + n0 + n] * LOG2E : 0.f;
+  c.skip = ok && D ? D[d] : 0.f;
+  c.bias = ok && bias ? bias[d] : 0.f;
+}
+// A lane's states in a float32 array [unit][channel][N].
+DI void load_states(float* h, const float* from, i64 row, int d, int channels, int n0, bool ok) {
+  const float* p = from + (row * channels + d) * N + n0;
+  UNROLL for (int n = 0; n < NL; n++) h[n] = ok && n0 + n < N ? p[n] : 0.f;
+}
+DI void store_states(const float* h, float* to, i64 row, int d, int channels, int n0, bool ok) {
+  float* p = to + (row * channels + d) * N + n0;
+  UNROLL for (int n = 0; n < NL; n++) if (ok && n0 + n < N) p[n] = h[n];
+}
+
+// A lane's NL states as they are stored between the passes: bfloat16 pairs for bfloat16 maps, float32 otherwise.
+struct States {
+#if KIND == 0
+  static constexpr int WORDS = NL / 2;
+#else
+  static constexpr int WORDS = NL;
+#endif
+  static constexpr int V = WORDS % 4 == 0 ? 4 : 2;  // words a vector
+  static constexpr int VECTORS = WORDS / V, BYTES = WORDS * 4;
+  u32 w[WORDS];
+  DI void set(const float* h) {
+#if KIND == 0
+    UNROLL for (int n = 0; n < WORDS; n++) w[n] = pack(h[2 * n], h[2 * n + 1]);
+#else
+    UNROLL for (int n = 0; n < WORDS; n++) w[n] = __float_as_uint(h[n]);
+#endif
+  }
+  DI float operator[](int n) const {
+#if KIND == 0
+    return n & 1 ? high(w[n / 2]) : low(w[n / 2]);
+#else
+    return __uint_as_float(w[n]);
+#endif
+  }
+  DI void write(void* to, int pitch) const {  // vector j at to + j * pitch vectors
+    UNROLL for (int j = 0; j < VECTORS; j++) {
+      if constexpr (V == 4) ((uint4*)to)[j * pitch] = make_uint4(w[4 * j], w[4 * j + 1], w[4 * j + 2], w[4 * j + 3]);
+      else ((uint2*)to)[j * pitch] = make_uint2(w[2 * j], w[2 * j + 1]);
+    }
+  }
+  DI void read(const void* from, int pitch) {
+    UNROLL for (int j = 0; j < VECTORS; j++) {
+      if constexpr (V == 4) {
+        const uint4 v = ((const uint4*)from)[j * pitch];
+        w[4 * j] = v.x; w[4 * j + 1] = v.y; w[4 * j + 2] = v.z; w[4 * j + 3] = v.w;
+      } else {
+        const uint2 v = ((const uint2*)from)[j * pitch];
+        w[2 * j] = v.x; w[2 * j + 1] = v.y;
+      }
+    }
+  }
+};
+// Checkpoints: the state before each tile, [sequence][tile][channel][NT].
+DI char* checkpoint(char* saved, const Size& z, i64 sequence, int tile, int d, int n0) {
+  return saved + (((sequence * z.all_tiles + tile) * z.channels + d) * NT + n0) * (States::BYTES / NL);
+}

@@ -1,0 +1,58 @@
+"""Runs the CUDA kernels' source on the processor, so that their every case is tested without a GPU."""
+
+import ctypes
+import functools
+import hashlib
+import pathlib
+import subprocess
+import tempfile
+
+from slicescan.ops.backends.cuda import driver
+
+_MACHINE = pathlib.Path(__file__).with_name("cuda_machine.h")
+_FOLDER = pathlib.Path(tempfile.gettempdir()) / "slicescan-cuda-emulator"
+_ENTRY = """
+extern "C" void enter_{name}(const void* words, int grid_x, int grid_y, int threads, int falling) {{
+  run([](const void* a) {{ {name}(*(const {args}*)a); }}, words, grid_x, grid_y, threads, falling);
+}}
+"""
+_KERNELS = {
+    "forward": [("scan_forward", "Args")],
+    "backward": [("scan_backward", "Args")],
+    "reduce": [("sum_rows", "SumArgs"), ("sum_mixing", "MixArgs")],
+}
+
+
+@functools.cache
+def library(kernel: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
+    """Compile a kernel file for the processor."""
+    machine = (pathlib.Path(driver.__file__).parent / "machine.cuh").read_text()
+    source = driver.source(kernel).replace(machine, _MACHINE.read_text())
+    source += "".join(_ENTRY.format(name=name, args=args) for name, args in _KERNELS[kernel])
+    flags = ["-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *driver.options(macros)]
+    name = hashlib.sha256(repr((source, flags)).encode()).hexdigest()[:24]
+    path = _FOLDER / f"{name}.so"
+    if not path.exists():
+        _FOLDER.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=_FOLDER) as scratch:
+            made = pathlib.Path(scratch) / "kernel.so"
+            subprocess.run(["g++", *flags, "-o", str(made), "-"], input=source, text=True, check=True)
+            made.replace(path)
+    return ctypes.CDLL(str(path))
+
+
+def launch(
+    device: int | None,
+    kernel: str,
+    name: str,
+    macros: tuple[tuple[str, int], ...],
+    shared: int,
+    grid: tuple[int, int],
+    threads: int,
+    words: list[int],
+    *,
+    falling: bool = False,
+) -> None:
+    """Stand in for ``driver.launch``."""
+    packed = (ctypes.c_longlong * len(words))(*words)
+    getattr(library(kernel, macros), f"enter_{name}")(packed, *grid, threads, int(falling))
