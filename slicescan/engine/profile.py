@@ -54,14 +54,18 @@ def profile(model: nn.Module, size: Sequence[int] = (3, 256, 256)) -> Profile:
     weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     first = next(iter(weights.values()), torch.empty(0))
     dtype = first.dtype if first.is_floating_point() else torch.float32
+    device = torch.device("cpu") if first.is_meta else first.device
     counter, memory = FlopCounterMode(display=False), _LiveMemory()
-    with torch.no_grad(), FakeTensorMode() as fake:
-        shadows: dict[str, Tensor] = {name: fake.from_tensor(weight) for name, weight in weights.items()}
-        image = torch.empty(1, *size, dtype=dtype, device=first.device)
+    with torch.no_grad(), FakeTensorMode():
+        shadows = {
+            name: torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device=device)
+            for name, weight in weights.items()
+        }
+        image = torch.empty(1, *size, dtype=dtype, device=device)
         memory.follow(image)
         with counter, memory:
             torch.func.functional_call(model, shadows, (image,))
-    flops = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
+    flops = {str(op): count for op, count in counter.get_flop_counts().get("Global", {}).items()}
     scans = {
         op.removeprefix("slicescan."): count
         for op, count in flops.items()
@@ -88,6 +92,7 @@ class _LiveMemory(TorchDispatchMode):
     def follow(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -95,5 +100,4 @@ class _LiveMemory(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.follow(leaf)
-        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
         return result

@@ -268,18 +268,18 @@ class Restorer(nn.Module):
         return x
 
     def _prepare(self, x: Tensor) -> Tensor:
-        weight = next(self.parameters(), None)
-        wanted = None if weight is None or torch.is_autocast_enabled(x.device.type) else weight.dtype
         if x.ndim != 4 or x.shape[1] != self.in_chans or 0 in x.shape[2:]:
-            raise ValueError(
-                f"{type(self).__name__} expects (b, {self.in_chans}, h, w) with h, w >= 1, got {tuple(x.shape)}"
-            )
-        if not x.is_floating_point() or wanted not in (None, x.dtype):
-            raise ValueError(
-                f"{type(self).__name__} expects {wanted or 'floating point'} (b, {self.in_chans}, h, w) in [0, 1], "
-                f"got {x.dtype} {tuple(x.shape)}"
-            )
+            raise ValueError(self._refusal("", "", x))
+        weight = next(self.parameters(), None)
+        fits = x.is_floating_point() and (weight is None or x.dtype == weight.dtype)
+        if not fits and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            wanted = "floating point" if weight is None else weight.dtype
+            raise ValueError(self._refusal(f"{wanted} ", f"{x.dtype} ", x))
         return self.pad(x + self.offset if self.offset else x)
+
+    def _refusal(self, wanted: str, received: str, x: Tensor) -> str:
+        expected = f"{type(self).__name__} expects {wanted}(b, {self.in_chans}, h, w) with h, w >= 1"
+        return f"{expected}, got {received}{tuple(x.shape)}"
 
     def _unshift(self, y: Tensor) -> Tensor:
         return y - self.offset if self.offset else y

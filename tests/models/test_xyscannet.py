@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from slicescan import create_model, load
 from slicescan.checkpoint import write_checkpoint
 from slicescan.models.xyscannet import XYScanNet
 from tests.fingerprint import fill, picture, summary
 from tests.models import restatement
+from tests.models.weights import error, far_from_default
 
 PARAMETERS = {
     "xyscannet_tiny": 1_917_504,
@@ -135,27 +135,6 @@ def test_a_published_file_loads_strictly_and_is_written_back_as_it_was(tmp_path)
             back = torch.load(tmp_path / "back.pth", weights_only=True)
             assert [f"module.{key}" for key in back] == list(weights)
             assert all(torch.equal(back[key.removeprefix("module.")], value) for key, value in weights.items())
-
-
-def far_from_default(model: torch.nn.Module, seed: int) -> dict[str, Tensor]:
-    """Weights of order 1/sqrt(fan-in), norms, decay rates and skips well away from their initial values, float64."""
-    draw = torch.Generator().manual_seed(seed)
-    state = {}
-    for key, value in model.state_dict().items():
-        noise = torch.randn(value.shape, generator=draw, dtype=torch.float64)
-        if key.endswith("A_log"):
-            state[key] = value.double() + 0.3 * noise
-        elif key.endswith((".D", "body.weight")):
-            state[key] = 1 + 0.3 * noise
-        elif key.endswith("dt_proj.bias"):
-            state[key] = noise - 2
-        else:
-            state[key] = noise if value.ndim < 2 else noise / math.sqrt(value[0].numel())
-    return state
-
-
-def error(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).norm() / expected.norm().clamp(min=1e-30)).item()
 
 
 SHAPES = [(1, 3, 8, 8), (1, 3, 8, 12), (1, 3, 4, 4), (2, 3, 12, 8)]

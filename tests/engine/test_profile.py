@@ -1,0 +1,95 @@
+"""What the profiler counts, against sums done by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from slicescan import create_model, profile
+from slicescan.layers import KLFF, InterScan, SliceScan2D
+
+
+@pytest.mark.parametrize(
+    ("name", "giga"),
+    [("xyscannet_tiny", 15.6), ("xyscannet_small", 58.8), ("xyscannet", 129.6), ("xyscannet_plus", 507.4)],
+)
+def test_multiply_adds_are_the_papers(name, giga):
+    with torch.device("meta"):
+        model = create_model(name)
+    assert round(profile(model, (3, 256, 256)).macs / 1e9, 1) == giga
+
+
+@pytest.mark.parametrize(("name", "giga"), [("xyscannet_small", 2.189), ("xyscannet_small_aff", 4.303)])
+def test_fusion_costs_what_the_paper_says(name, giga):
+    costs = []
+    for which in (name, "xyscannet_small_skip"):
+        with torch.device("meta"):
+            model = create_model(which, blocks=(1, 1, 1))
+        costs.append(profile(model, (3, 256, 256)))
+    assert round((costs[0].macs - costs[1].macs) / 1e9, 3) == giga
+    assert costs[0].params - costs[1].params == {2.189: 71_424, 4.303: 152_352}[giga]
+
+
+def test_scan_updates_are_images_times_positions_times_channels_times_states():
+    found = profile(SliceScan2D(8, state=5), (8, 6, 10))
+    assert found.scan_updates == 2 * 6 * 10 * 8 * 5  # rows and columns, 8 inner channels each
+    assert profile(InterScan(8, state=5), (8, 6, 10)).scan_updates == (6 + 10) * 8 * 5
+    assert profile(nn.Conv2d(8, 8, 1), (8, 6, 10)).scan_updates == 0
+
+
+def test_the_backend_of_the_scans_is_named():
+    assert profile(SliceScan2D(8), (8, 4, 4)).backend
+    assert profile(nn.Conv2d(8, 8, 1), (8, 4, 4)).backend is None
+
+
+def test_multiply_adds_of_single_layers_are_exact():
+    assert profile(nn.Conv2d(3, 8, 3, padding=1), (3, 10, 12)).macs == 3 * 8 * 9 * 120
+    assert profile(nn.Conv2d(8, 8, 3, padding=1, groups=8, stride=2), (8, 10, 12)).macs == 8 * 9 * 30
+    assert profile(nn.Linear(12, 5), (3, 10, 12)).macs == 3 * 10 * 12 * 5
+    assert profile(nn.Sequential(nn.GELU(), nn.Upsample(scale_factor=2)), (3, 10, 12)).macs == 0
+
+
+def test_parameters_are_counted_once_even_if_shared():
+    conv = nn.Conv2d(3, 3, 1)
+    assert profile(nn.Sequential(conv, conv), (3, 4, 4)).params == 12
+
+
+class Wide(nn.Module):
+    """Makes three copies, sums two of them away, and returns."""
+
+    def forward(self, x):
+        a = x + 1
+        b = x + 2
+        c = a + b  # x, a, b, c alive: the peak
+        del a, b
+        return c + 1  # x, c and this
+
+
+def test_activation_bytes_is_the_most_that_is_alive_at_once():
+    image = 3 * 4 * 5 * 4
+    assert profile(Wide(), (3, 4, 5)).activation_bytes == 4 * image
+    assert profile(nn.Identity(), (3, 4, 5)).activation_bytes == image
+    assert profile(nn.Sequential(nn.Sigmoid(), nn.Sigmoid(), nn.Sigmoid()), (3, 4, 5)).activation_bytes == 3 * image
+    assert profile(nn.Flatten(), (3, 4, 5)).activation_bytes == image  # a view needs no memory
+    assert profile(nn.Conv2d(3, 6, 1).half(), (3, 4, 5)).activation_bytes == image // 2 + image
+
+
+def test_profiling_neither_reads_nor_changes_the_model():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    grads = [parameter.grad for parameter in model.parameters()]
+    profile(model, (3, 8, 8))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.training and grads == [parameter.grad for parameter in model.parameters()]
+
+
+def test_a_model_without_memory_is_profiled_like_one_with_it():
+    with torch.device("meta"):
+        light = KLFF(8, (16, 32)), create_model("xyscannet_tiny", dim=8, blocks=(1, 1, 1))
+    full = create_model("xyscannet_tiny", dim=8, blocks=(1, 1, 1))
+    a, b = profile(light[1], (3, 16, 16)), profile(full, (3, 16, 16))
+    assert (a.params, a.macs, a.scan_updates, a.activation_bytes) == (
+        b.params,
+        b.macs,
+        b.scan_updates,
+        b.activation_bytes,
+    )
