@@ -79,3 +79,23 @@ def test_a_bidirectional_shared_scan_of_the_mirrored_image_is_mirrored():
 def test_an_odd_width_is_refused():
     with pytest.raises(ValueError, match="dim must be even.*got 7"):
         SliceScan2D(7)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_both_directions_scan_the_same_channels_last_map_and_no_permuted_copy(order, monkeypatch):
+    from slicescan.layers import mamba
+
+    calls = []
+
+    def recorded(u, delta, A, B, C, D, z, *rest, axis, **options):
+        calls.append((axis, [t.shape[:3] for t in (u, delta, B, C, z)], [t.stride() for t in (u, delta, B, C, z)]))
+        return slice_scan(u, delta, A, B, C, D, z, *rest, axis=axis, **options)
+
+    slice_scan = mamba.slice_scan
+    monkeypatch.setattr(mamba, "slice_scan", recorded)
+    SliceScan2D(8)(torch.rand(2, 8, 3, 5).contiguous(memory_format=order))
+    assert [axis for axis, _, _ in calls] == ["w", "h"]
+    for _, shapes, strides in calls:
+        assert shapes == [(2, 3, 5)] * 5
+        for image, row, pixel, channel in strides:
+            assert (channel, row, image) == (1, 5 * pixel, 15 * pixel)
