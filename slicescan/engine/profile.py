@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-FLOPS_PER_UPDATE = 9
-"""What the operators of :mod:`slicescan.ops` declare for one update of one state, as is usual in the field."""
+from slicescan.ops.dispatch import watching
+from slicescan.ops.library import FLOPS_PER_UPDATE
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def profile(model: nn.Module, size: Sequence[int] = (3, 256, 256)) -> Profile:
         }
         image = torch.empty(1, *size, dtype=dtype, device=device)
         memory.follow(image)
-        with counter, memory:
+        with counter, memory, watching() as backends:
             torch.func.functional_call(model, shadows, (image,))
     flops = {str(op): count for op, count in counter.get_flop_counts().get("Global", {}).items()}
     scans = {
@@ -77,7 +77,7 @@ def profile(model: nn.Module, size: Sequence[int] = (3, 256, 256)) -> Profile:
         macs=sum(count for op, count in flops.items() if op.removeprefix("slicescan.") not in scans) // 2,
         scan_updates=sum(scans.values()) // FLOPS_PER_UPDATE,
         activation_bytes=memory.peak,
-        backend=", ".join(sorted(op.removesuffix("_scan") for op in scans)) or None,
+        backend=", ".join(sorted(backends)) or None,
     )
 
 

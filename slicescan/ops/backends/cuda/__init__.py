@@ -93,7 +93,7 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
     macros, warps, own = backward_variant(plan)
     blocks = -(-plan.channel_warps // warps)
     direct = blocks == 1
-    mixing = call.A.new_empty(0 if direct else plan.groups * blocks * sequences * length * 2 * n)
+    mixing = call.A.new_empty(0 if direct else plan.groups * blocks * sequences * plan.tiles * STEPS * 2 * plan.nt)
     rows = plan.unit_groups
     params = call.A.new_empty((rows, d * (n + 2)))
     u, delta, dy, du, ddelta, *gate = _located(plan, maps)
@@ -109,7 +109,7 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
     driver.launch(call.u.device.index, "backward", "scan_backward", macros, warps * own + 16, grid, 32 * warps, words)
     if not direct:
         words = [*size, *located_mixes[2], *located_mixes[3], mixing.data_ptr()]
-        work = plan.groups * sequences * length * 2 * n // (4 if n % 4 == 0 else 1)
+        work = plan.groups * sequences * plan.tiles * STEPS * plan.nt // 2
         driver.launch(call.u.device.index, "reduce", "sum_mixing", _reduce_macros(plan), 0, (-(-work // 256), 1), 256, words)
     _sum_parameters(call, plan, params, grads)
     return grads

@@ -49,40 +49,48 @@ struct Sums {
 #endif
 };
 
-// Adds the groups that share a sequence and writes a step's dB and dC, [SPW][2][NT].
+// Adds the groups that share a sequence and writes a step's dB and dC for each, [SPW][NT] pairs. A warp of several sequences
+// is short of shared memory: its pairs are bfloat16 if the maps are.
+#if KIND == 0
+template <int CW> constexpr bool SHORT = RW / CW > 1;
+#else
+template <int CW> constexpr bool SHORT = false;
+#endif
 template <int CW> struct Partials {
-  static constexpr int SPW = RW / CW, PITCH = 2 * NT + (SPW == 2 ? 16 : SPW == 4 ? 8 : 0), STEP = SPW * PITCH;
+  static constexpr int SPW = RW / CW, WORDS = SHORT<CW> ? NT : 2 * NT, STEP = SPW * WORDS;  // words of a sequence, of a step
+  DI static void put_pair(float* to, int n, float b, float c) {
+    if constexpr (SHORT<CW>) ((u32*)to)[n] = pack(b, c);
+    else { to[n] = b; to[NT + n] = c; }
+  }
   DI static void write(float* to, float b0, float b1, float c0, float c1, int lane) {
-    const int r = lane >> 2, c = lane & 3;
-    float* at = to + 8 * c % RW / CW * PITCH + 8 * c / RW * NL + r;
-    if constexpr (NL > 8) {
-      const bool top = r + 8 < NL;
-      if constexpr (CW == 8) {
-        at[0] = b0; at[NT] = c0;
-        if (top) { at[8] = b1; at[NT + 8] = c1; }
+    const int r = lane >> 2, c = lane & 3, n = 8 * c / RW * NL + r;
+    const bool odd = c & 1, low_in = r < NL, high_in = r + 8 < NL;
+    to += 8 * c % RW / CW * WORDS;
+    if constexpr (CW == 8) {
+      if (low_in) put_pair(to, n, b0, c0);
+      if (high_in) put_pair(to, n + 8, b1, c1);
+    } else if constexpr (NL > 8) {
+      float b = (odd ? b1 : b0) + from_lane_xor(odd ? b0 : b1, 1), g = (odd ? c1 : c0) + from_lane_xor(odd ? c0 : c1, 1);
+      const int m = odd ? n + 8 : n;
+      if constexpr (CW == 16) {
+        if (!odd || high_in) put_pair(to, m, b, g);
       } else {
-        const bool odd = c & 1;
-        float b = (odd ? b1 : b0) + from_lane_xor(odd ? b0 : b1, 1), g = (odd ? c1 : c0) + from_lane_xor(odd ? c0 : c1, 1);
-        if (odd) at += 8;
-        if constexpr (CW == 16) {
-          if (!odd || top) { at[0] = b; at[NT] = g; }
-        } else {
-          const bool second = c & 2;
-          b = (second ? g : b) + from_lane_xor(second ? b : g, 2);
-          if (!odd || top) at[second ? NT : 0] = b;
-        }
+        const bool second = c & 2;
+        b = (second ? g : b) + from_lane_xor(second ? b : g, 2);
+        if (!odd || high_in) to[second ? NT + m : m] = b;
       }
     } else {
-      const bool in = r < NL;
-      if constexpr (CW == 8) {
-        if (in) { at[0] = b0; at[NT] = c0; }
-      } else {
-        const bool odd = c & 1;
-        float b = (odd ? c0 : b0) + from_lane_xor(odd ? b0 : c0, 1);
-        if constexpr (CW == 32) b += from_lane_xor(b, 2);
-        if (in && (CW == 16 || c < 2)) at[odd ? NT : 0] = b;
-      }
+      float b = b0 + from_lane_xor(b0, 1), g = c0 + from_lane_xor(c0, 1);
+      if constexpr (CW == 32) { b += from_lane_xor(b, 2); g += from_lane_xor(g, 2); }
+      if (low_in && c % (CW / 8) == 0) put_pair(to, n, b, g);
     }
+  }
+  // Four neighbouring values of dB (is_c = 0) or dC from a warp's sums of one step and sequence.
+  DI static float4 four(const float* from, int is_c, int n) {
+    if constexpr (SHORT<CW>) {
+      const uint4 w = *(const uint4*)(from + n);
+      return is_c ? make_float4(high(w.x), high(w.y), high(w.z), high(w.w)) : make_float4(low(w.x), low(w.y), low(w.z), low(w.w));
+    } else return *(const float4*)(from + is_c * NT + n);
   }
 };
 
@@ -119,24 +127,34 @@ template <int CW> struct Backward {
 #endif
   }
 
-  // Sum the block's warps in order and hand on tile i of dB and dC.
+  // Sum the block's warps in order and hand on tile i of dB and dC: to their place if this block has all channels of the
+  // group, else to mixing [group][block][unit][step of the chunk][2][NT], which a last kernel adds up.
   DI static void gather(const Args& a, const char* block_shared, int i, int units, int group, int block) {
+    constexpr int FOURS = 2 * NT / 4, COUNT = TS * SPW * FOURS;
     const Size& z = a.size;
-    for (int e = threadIdx.x; e < TS * SPW * 2 * N; e += NW * 32) {
-      const int n = e % N, is_c = e / N % 2, sub = e / (2 * N) % SPW, k = e / (2 * N * SPW);
-      const Unit at = unit_of(z, units * SPW + sub); const int p = at.first + i * TS + k;
-      const float* from = (const float*)(block_shared + O_PART) + ((i & 1) * TS + k) * Partials<CW>::STEP;
-      from += sub * Partials<CW>::PITCH + is_c * NT + n;
-      float sum = 0.f;
-      UNROLL for (int w = 0; w < NW; w++) sum += from[w * (WARP_BYTES / 4)];
-      if (!at.ok || p >= (int)z.length) continue;
+    UNROLL for (int j = 0; j < (COUNT + NW * 32 - 1) / (NW * 32); j++) {
+      const int e = threadIdx.x + j * NW * 32;
+      if (COUNT % (NW * 32) != 0 && e >= COUNT) break;
+      const int n = e % FOURS * 4 % NT, is_c = e % FOURS * 4 / NT, k = e / FOURS % TS, sub = e / FOURS / TS;
+      const float* from = (const float*)(block_shared + O_PART) + ((i & 1) * TS + k) * Partials<CW>::STEP + sub * Partials<CW>::WORDS;
+      float4 sum = Partials<CW>::four(from, is_c, n);
+      UNROLL for (int w = 1; w < NW; w++) {
+        const float4 x = Partials<CW>::four(from + w * (WARP_BYTES / 4), is_c, n);
+        sum.x += x.x; sum.y += x.y; sum.z += x.z; sum.w += x.w;
+      }
 #if DIRECT
+      const Unit at = unit_of(z, units * SPW + sub);
+      if (i * TS + k >= at.left) continue;
       const Mix& m = is_c ? a.dC : a.dB;
-      ((T*)m.at)[place(m, z, at.b, at.s, p) + (idx)group * (idx)m.g + n * (idx)m.n] = put(sum);
+      T* to = (T*)m.at + place(m, z, at.b, at.s, at.first + i * TS + k) + (idx)group * (idx)m.g + n;
+      const float all[4] = {sum.x, sum.y, sum.z, sum.w};
+      if constexpr (N % 4 == 0 && NT == N && ES == 4) *(float4*)to = sum;
+      else if constexpr (N % 4 == 0 && NT == N && KIND == 0) *(uint2*)to = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
+      else UNROLL for (int q = 0; q < 4; q++) if (n + q < N) to[q] = put(all[q]);
 #else
-      const i64 sequence = (i64)at.b * (int)z.slices + at.s, sequences = z.units / z.chunks;
-      const i64 row = (((i64)group * z.blocks + block) * sequences + sequence) * z.length + p;
-      a.mixing[(row * 2 + is_c) * N + n] = sum;
+      const i64 unit = ((i64)group * z.blocks + block) * z.units + units * SPW + sub;
+      if (units * SPW + sub < (int)z.units)
+        *(float4*)(a.mixing + ((unit * z.tiles + i) * TS + k) * (2 * NT) + is_c * NT + n) = sum;
 #endif
     }
   }
@@ -147,8 +165,9 @@ template <int CW> struct Backward {
     char* shared = block_shared + warp * WARP_BYTES;
     float* mix = (float*)(shared + O_MIX); T *raw = (T*)(shared + O_RAW), *maps = (T*)(shared + O_MAPS);
     const int d = d0 + seat % CW, unit = units * SPW + sub, channels = (int)z.channels, sequence = unit / (int)z.chunks;
-    const Unit at = unit_of(z, unit); const bool ok = at.ok && d < d_end; const int tile0 = at.first / TS;
+    const Unit at = unit_of(z, unit); const bool ok = at.left > 0 && d < d_end; const int tile0 = at.first / TS;
     Tile<CW> tile; tile.init(z, units, d0, d_end, lane);
+    MixTile<CW> mixes; mixes.init(a.B, a.C, z, units, group, lane);
     Sums sums; sums.init(lane);
     Channel c; load_channel(c, a.A, a.D, a.bias, d, n0, ok);
     float g[NL], dA[NL], dD = 0.f, dbias = 0.f;
@@ -160,13 +179,12 @@ template <int CW> struct Backward {
       const int p0 = i * TS;
       tile.load(maps, a.u, z, p0); tile.load(maps + TILE, a.delta, z, p0); tile.load(maps + 2 * TILE, a.dy, z, p0);
       if (HAS_Z) tile.load(maps + 3 * TILE, a.z, z, p0);
-      const bool here = ok && tile0 + i < (int)z.all_tiles;
-      const char* from = checkpoint(a.saved, z, sequence, here ? tile0 + i : 0, here ? d : 0, n0);
+      const char* from = checkpoint(a.saved, z, sequence, tile0 + i, d, n0);
       UNROLL for (int j = 0; j < States::VECTORS; j++) {
         constexpr int V = States::V * 4;
-        copy_async<V>(shared + O_CHECK + (j * 32 + lane) * V, here ? from + j * V : a.saved, here);
+        copy_async<V>(shared + O_CHECK + (j * 32 + lane) * V, from + j * V, d < d_end && p0 < at.left);
       }
-      MixTile<CW>::load(raw, a.B, a.C, z, units, group, p0, lane);
+      mixes.load(raw, a.B, a.C, z, units, group, p0, lane);
       copies_start();
     };
     const int tiles = (int)z.tiles;
@@ -176,7 +194,7 @@ template <int CW> struct Backward {
       MixTile<CW>::convert(raw, mix, lane);
       warp_sync();
       const float* mixing = mix + sub * MixTile<CW>::PITCH + n0;
-      const int left = (int)z.length - at.first - i * TS;
+      const int left = at.left - i * TS;
       States before, after; float h[NL];
       before.read(shared + O_CHECK + lane * States::V * 4, 32);
       UNROLL for (int n = 0; n < NL; n++) h[n] = before[n];

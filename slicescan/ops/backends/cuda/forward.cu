@@ -17,9 +17,10 @@ template <int CW> struct Forward {
     const Size& z = a.size;
     float* mix = (float*)shared; T* raw = (T*)(shared + MIX); T* maps = (T*)(shared + BYTES - MAP);
     const int seat = lane % RW, n0 = lane / RW * NL, sub = seat / CW, d = d0 + seat % CW, unit = units * SPW + sub;
-    const Unit at = unit_of(z, unit); const bool ok = at.ok && d < d_end;
+    const Unit at = unit_of(z, unit); const bool ok = at.left > 0 && d < d_end;
     const int channels = (int)z.channels, sequence = unit / (int)z.chunks, tile0 = at.first / TS;
     Tile<CW> tile; tile.init(z, units, d0, d_end, lane);
+    MixTile<CW> mixes; mixes.init(a.B, a.C, z, units, group, lane);
     Channel c; load_channel(c, a.A, a.D, a.bias, d, n0, ok);
     float h[NL];
     UNROLL for (int n = 0; n < NL; n++) h[n] = 0.f;
@@ -30,7 +31,7 @@ template <int CW> struct Forward {
       T* to = maps + (i & 1) * MAPS * TILE;
       tile.load(to, a.u, z, i * TS); tile.load(to + TILE, a.delta, z, i * TS);
       if (HAS_Z) tile.load(to + 2 * TILE, a.z, z, i * TS);
-      MixTile<CW>::load(raw, a.B, a.C, z, units, group, i * TS, lane);
+      mixes.load(raw, a.B, a.C, z, units, group, i * TS, lane);
       copies_start();
     };
     const int tiles = (int)z.tiles;
@@ -48,7 +49,7 @@ template <int CW> struct Forward {
 #endif
       T* now = maps + (i & 1) * MAPS * TILE;
       const float* mixing = mix + sub * MixTile<CW>::PITCH + n0;
-      const int left = (int)z.length - at.first - i * TS;
+      const int left = at.left - i * TS;
       UNROLL for (int k = 0; k < TS; k++) {
         T* cell = now + k * RW + seat;
         float e, dt = step_size(get(cell[TILE]) + c.bias, e); const float u = get(*cell);

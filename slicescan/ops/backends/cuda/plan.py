@@ -196,10 +196,10 @@ def backward_variant(plan: Plan) -> tuple[tuple[tuple[str, int], ...], int, int]
     m = dict(plan.macros)
     row, packed = 32 // m["NS"], plan.packed
     states = m["NL"] * (2 if m["KIND"] == 0 else 4)
-    pad = {1: 0, 2: 16, 4: 8}[packed]
     own = STEPS * 32 * states + STEPS * 32 * (12 if m["KIND"] == 0 else 16) + 32 * states
     own += (4 if m["HAS_Z"] else 3) * STEPS * row * plan.element_size + _mix_bytes(m, packed)
-    own += 2 * STEPS * packed * (2 * plan.nt + pad) * 4
+    short = m["KIND"] == 0 and packed > 1
+    own += 2 * STEPS * packed * (plan.nt if short else 2 * plan.nt) * 4
     warps = min((4, 3, 2, 1), key=lambda w: -(-plan.channel_warps // w) * w)
     blocks = max(1, min(12 // warps, _REGION // (own * warps + 1040)))
     direct = int(plan.channel_warps <= warps)

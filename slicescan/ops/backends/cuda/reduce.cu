@@ -25,27 +25,27 @@ extern "C" __global__ void __launch_bounds__(512) sum_rows(const __grid_constant
   }
 }
 
-// dB and dC from the blocks' partial sums [group][block][sequence][step][2][N].
+// dB and dC from the blocks' sums, mixing [group][block][unit][step of the chunk][2][NT].
 struct MixArgs { Size size; Mix dB, dC; const float* mixing; };
 
 extern "C" __global__ void __launch_bounds__(256) sum_mixing(const __grid_constant__ MixArgs a) {
-  constexpr int V = N % 4 == 0 ? 4 : 1, ROW = 2 * N / V;
+  constexpr int FOURS = 2 * NT / 4;
   const Size& z = a.size;
-  const i64 sequences = z.units / z.chunks, steps = sequences * z.length, i = (i64)blockIdx.x * 256 + threadIdx.x;
-  const i64 step = i / ROW; const int element = (int)(i - step * ROW) * V, group = (int)(step / steps);
-  if (group >= (int)z.groups) return;
-  const i64 row = step - group * steps; const int sequence = (int)(row / z.length), p = (int)(row - sequence * z.length);
-  const int is_c = element / N, n = element % N;
-  const float* from = a.mixing + ((i64)group * z.blocks * steps + row) * (2 * N) + element;
-  float sum[V];
-  UNROLL for (int j = 0; j < V; j++) sum[j] = 0.f;
-  for (int block = 0; block < (int)z.blocks; block++) {
-    if constexpr (V == 4) {
-      const float4 x = *(const float4*)(from + block * steps * (2 * N));
-      sum[0] += x.x; sum[1] += x.y; sum[2] += x.z; sum[3] += x.w;
-    } else sum[0] += from[block * steps * (2 * N)];
+  const i64 steps = z.units * z.tiles * TS, i = (i64)blockIdx.x * 256 + threadIdx.x, row = i / FOURS;
+  const int group = (int)(row / steps), unit = (int)((row - group * steps) / (z.tiles * TS));
+  const int p = (int)(row - group * steps - (i64)unit * z.tiles * TS), n = (int)(i % FOURS) * 4 % NT, is_c = (int)(i % FOURS) * 4 / NT;
+  const Unit at = unit_of(z, unit);
+  if (group >= (int)z.groups || p >= at.left) return;
+  const float* from = a.mixing + (group * z.blocks * steps + row - group * steps) * (2 * NT) + i % FOURS * 4;
+  float4 sum = *(const float4*)from;
+  for (int block = 1; block < (int)z.blocks; block++) {
+    const float4 x = *(const float4*)(from + block * steps * (2 * NT));
+    sum.x += x.x; sum.y += x.y; sum.z += x.z; sum.w += x.w;
   }
-  const Mix& m = is_c ? a.dC : a.dB; const int b = sequence / (int)z.slices;
-  T* to = (T*)m.at + place(m, z, b, sequence - b * (int)z.slices, p) + (idx)group * (idx)m.g + n * (idx)m.n;
-  UNROLL for (int j = 0; j < V; j++) to[j * (idx)m.n] = put(sum[j]);
+  const Mix& m = is_c ? a.dC : a.dB;
+  T* to = (T*)m.at + place(m, z, at.b, at.s, at.first + p) + (idx)group * (idx)m.g + n;
+  const float all[4] = {sum.x, sum.y, sum.z, sum.w};
+  if constexpr (N % 4 == 0 && NT == N && ES == 4) *(float4*)to = sum;
+  else if constexpr (N % 4 == 0 && NT == N && KIND == 0) *(uint2*)to = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
+  else UNROLL for (int q = 0; q < 4; q++) if (n + q < N) to[q] = put(all[q]);
 }

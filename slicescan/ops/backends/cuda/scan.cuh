@@ -31,10 +31,12 @@ struct Mix { char* at; i64 b, s, t, g, n; };
 // `units` = sequences x chunks; a chunk is `tiles` tiles of a sequence of `length` steps.
 struct Size { i64 units, chunks, tiles, all_tiles, slices, length, slice_length, channels, group_channels, groups, blocks; };
 
-struct Unit { int b, s, first; bool ok; };
+// A chunk: its image, slice and first step, and the steps it has from there to the sequence's end (0: there is no such unit).
+struct Unit { int b, s, first, left; };
 DI Unit unit_of(const Size& z, int unit) {
-  const int chunks = (int)z.chunks, slices = (int)z.slices, seq = chunks == 1 ? unit : unit / chunks, b = seq / slices;
-  return {b, seq - b * slices, (unit - seq * chunks) * (int)z.tiles * TS, unit < (int)z.units};
+  const int chunks = (int)z.chunks, slices = (int)z.slices, seq = chunks == 1 ? unit : unit / chunks;
+  const int b = slices == 1 ? seq : seq / slices, first = (unit - seq * chunks) * (int)z.tiles * TS;
+  return {b, seq - b * slices, first, unit < (int)z.units ? (int)z.length - first : 0};
 }
 template <class M> DI idx place(const M& m, const Size& z, int b, int s, int p) {  // where step p of a sequence lies
 #if CARRY
@@ -51,22 +53,23 @@ template <int CW> struct Tile {
   DI void init(const Size& z, int group_of_units, int d0, int d_end, int lane) {
     row = lane / CPR; column = lane % CPR * EPC; d = d0 + column % CW;
     at = unit_of(z, group_of_units * SPW + column / CW);
-    at.ok = at.ok && d < d_end && row < TS;
+    if (d >= d_end || row >= TS) at.left = 0;
   }
   DI idx offset(const Map& m, const Size& z, int p) const {
-    return place(m, z, at.b, at.s, p) + (idx)d * (GU == ES ? (idx)m.d : 1);
+    return place(m, z, at.b, at.s, at.first + p) + (idx)d * (GU == ES ? (idx)m.d : 1);
   }
   DI void load(T* tile, const Map& m, const Size& z, int p0) const {
     UNROLL for (int j = 0; j < PASSES; j++) {
-      const int r = row + j * ROWS, p = at.first + p0 + r; const bool ok = at.ok && p < (int)z.length;
-      if (ROWS <= TS || row < TS) copy_async<GU>(tile + r * RW + column, (T*)m.at + (ok ? offset(m, z, p) : 0), ok);
+      const int r = row + j * ROWS;
+      if (ROWS <= TS || row < TS)
+        copy_async<GU>(tile + r * RW + column, (T*)m.at + offset(m, z, p0 + r), p0 + r < at.left);
     }
   }
   DI void store(const T* tile, const Map& m, const Size& z, int p0, int pitch) const {
     UNROLL for (int j = 0; j < PASSES; j++) {
-      const int r = row + j * ROWS, p = at.first + p0 + r;
-      if (!at.ok || p >= (int)z.length) continue;
-      const T* from = tile + r * pitch + column; T* to = (T*)m.at + offset(m, z, p);
+      const int r = row + j * ROWS;
+      if (p0 + r >= at.left) continue;
+      const T* from = tile + r * pitch + column; T* to = (T*)m.at + offset(m, z, p0 + r);
       if constexpr (GU == 16) *(uint4*)to = *(const uint4*)from;
       else if constexpr (GU == 8) *(uint2*)to = *(const uint2*)from;
       else if constexpr (GU == 4) *(u32*)to = *(const u32*)from;
@@ -77,17 +80,42 @@ template <int CW> struct Tile {
 
 // Brings tiles of B and C, as they are, into raw [SPW][TS][2][N], and from there as floats into mix [SPW][TS][2][NT].
 template <int CW> struct MixTile {
-  static constexpr int SPW = RW / CW, EPC = GB / ES, CPV = N / EPC, COUNT = TS * 2 * CPV, PITCH = TS * 2 * NT + (SPW > 1 ? 4 : 0);
-  static constexpr int V = N % 4 == 0 ? 4 : 1;
-  DI static void load(T* raw, const Mix& B, const Mix& C, const Size& z, int group_of_units, int group, int p0, int lane) {
+  static constexpr int SPW = RW / CW, EPC = GB / ES, CPV = N / EPC, CPS = 2 * CPV, COUNT = TS * CPS;
+  static constexpr int PITCH = TS * 2 * NT + (SPW > 1 ? 4 : 0), V = N % 4 == 0 ? 4 : 1;
+  static constexpr bool FIXED = 32 % CPS == 0 && !CARRY;  // a lane always copies the same part of a step's vectors
+  const T* from;
+  idx step, start[SPW];
+  int left[SPW];
+  DI static idx offset(const Mix& m, const Size& z, const Unit& at, int group, int p, int part) {
+    return place(m, z, at.b, at.s, at.first + p) + (idx)group * (idx)m.g + part * EPC * (GB == ES ? (idx)m.n : 1);
+  }
+  DI void init(const Mix& B, const Mix& C, const Size& z, int group_of_units, int group, int lane) {
+    if constexpr (FIXED) {
+      const bool is_c = lane / CPV % 2; const int r = lane / CPS, part = lane % CPV;
+      from = (const T*)(is_c ? C.at : B.at); step = is_c ? (idx)C.t : (idx)B.t;
+      UNROLL for (int sub = 0; sub < SPW; sub++) {
+        const Unit at = unit_of(z, group_of_units * SPW + sub);
+        start[sub] = is_c ? offset(C, z, at, group, r, part) : offset(B, z, at, group, r, part);
+        left[sub] = at.left - r;
+      }
+    }
+  }
+  DI void load(T* raw, const Mix& B, const Mix& C, const Size& z, int group_of_units, int group, int p0, int lane) const {
     UNROLL for (int sub = 0; sub < SPW; sub++) {
-      const Unit at = unit_of(z, group_of_units * SPW + sub);
-      UNROLL for (int i = lane; i < COUNT; i += 32) {
-        const int part = i % CPV, is_c = i / CPV % 2, r = i / (2 * CPV), p = at.first + p0 + r;
-        const bool ok = at.ok && p < (int)z.length; const char* from; idx o;
-        if (is_c) { from = C.at; o = place(C, z, at.b, at.s, p) + (idx)group * (idx)C.g + part * EPC * (GB == ES ? (idx)C.n : 1); }
-        else { from = B.at; o = place(B, z, at.b, at.s, p) + (idx)group * (idx)B.g + part * EPC * (GB == ES ? (idx)B.n : 1); }
-        copy_async<GB>(raw + ((sub * TS + r) * 2 + is_c) * N + part * EPC, (const T*)from + (ok ? o : 0), ok);
+      if constexpr (FIXED) {
+        constexpr int ROWS = 32 / CPS;
+        UNROLL for (int j = 0; j < (COUNT + 31) / 32; j++) {
+          const int p = p0 + j * ROWS;
+          if (COUNT % 32 == 0 || lane + j * 32 < COUNT)
+            copy_async<GB>(raw + sub * TS * 2 * N + (lane + j * 32) * EPC, from + start[sub] + (idx)p * step, p < left[sub]);
+        }
+      } else {
+        const Unit at = unit_of(z, group_of_units * SPW + sub);
+        for (int i = lane; i < COUNT; i += 32) {
+          const int part = i % CPV, p = p0 + i / CPS; const bool is_c = i / CPV % 2;
+          const T* where = is_c ? (const T*)C.at + offset(C, z, at, group, p, part) : (const T*)B.at + offset(B, z, at, group, p, part);
+          copy_async<GB>(raw + sub * TS * 2 * N + i * EPC, where, p < at.left);
+        }
       }
     }
   }

@@ -1,0 +1,8 @@
+"""Functions on tensors without parameters: the selective scan along rows, columns and sequences."""
+
+from slicescan.ops.causal_conv import causal_conv
+from slicescan.ops.dispatch import BackendError
+from slicescan.ops.selective_scan import selective_scan
+from slicescan.ops.slice_scan import slice_scan
+
+__all__ = ["BackendError", "causal_conv", "selective_scan", "slice_scan"]

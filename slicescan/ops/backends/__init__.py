@@ -1,0 +1,11 @@
+"""Backends of the scan, one module each. ``ALL`` lists them, fastest first; :mod:`slicescan.ops.dispatch` reaches them.
+
+A module says ``why_not(call) -> str | None``: None if it can run the call, else a sentence for the user. It has
+
+- ``forward(call, *, save) -> (y, last_state, saved)``: ``y`` like ``u``, the states after the last step, and, with
+  ``save``, what its backward pass wants to find, in one tensor;
+- ``saved_spec(call) -> (shape, dtype)`` of that tensor, from shapes alone;
+- ``backward(call, saved, grad_y, grad_last) -> Gradients``.
+"""
+
+ALL = ("cuda", "mamba_ssm", "torch", "reference")

@@ -1,0 +1,55 @@
+"""Depth-wise causal convolution along the rows or columns of a channels-last map."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from slicescan.ops.shapes import Axes
+
+
+def causal_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, axis: Literal["h", "w"], silu: bool = False
+) -> Tensor:
+    """Convolve every channel with the positions up to its own in its row or column; zeros lie before the first.
+
+    ``y_t = bias + sum_j weight_j x_(t-k+1+j)``, ``j = 0 ... k-1``, then optionally ``silu``.
+
+    Args:
+        x: ``(b, h, w, d)``.
+        weight: ``(d, k)``.
+        bias: ``(d,)``.
+        axis: ``"w"`` runs along each row, ``"h"`` along each column.
+        silu: Apply SiLU to the result.
+
+    Returns:
+        ``(b, h, w, d)`` in the dtype of ``x``, or that of autocast.
+
+    Raises:
+        ValueError: Two arguments disagree on the channels, or ``axis`` is neither.
+
+    Source:
+        Gu and Dao 2023 (Mamba), Figure 3, the convolution before the scan.
+
+    Example:
+        >>> import torch
+        >>> causal_conv(torch.ones(1, 1, 4, 1), torch.ones(1, 3), axis="w").flatten()
+        tensor([1., 2., 3., 3.])
+    """
+    if axis not in ("h", "w"):
+        raise ValueError(f"causal_conv: axis must be 'h' or 'w', got {axis!r}")
+    axes = Axes("causal_conv")
+    axes.bind("x", x, "bhwd")
+    axes.bind("weight", weight, "dk")
+    if bias is not None:
+        axes.bind("bias", bias, "d")
+    if 0 in x.shape:
+        return x.clone()
+    d, k = weight.shape
+    image = x.permute(0, 3, 1, 2)  # b d h w
+    if axis == "w":
+        y = F.conv2d(image, weight[:, None, None, :], bias, padding=(0, k - 1), groups=d)[..., : x.shape[2]]
+    else:
+        y = F.conv2d(image, weight[:, None, :, None], bias, padding=(k - 1, 0), groups=d)[..., : x.shape[1], :]
+    y = y.permute(0, 2, 3, 1)
+    return F.silu(y) if silu else y

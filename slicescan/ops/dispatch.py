@@ -1,0 +1,84 @@
+"""Which backend runs a call, and why the others do not."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from slicescan.ops.backends import ALL
+from slicescan.ops.call import ScanCall
+
+VARIABLE = "SLICESCAN_BACKEND"
+"""Environment variable that names the backend for calls that name none."""
+
+_watchers: list[set[str]] = []
+
+
+class BackendError(RuntimeError):
+    """The named backend cannot run this call; the message says why and what to do."""
+
+
+class BackendStatus(NamedTuple):
+    """A backend, and why it cannot run on a device; ``reason`` is None if it can."""
+
+    name: str
+    reason: str | None
+
+
+def pick(call: ScanCall, backend: str | None = None) -> str:
+    """Name of the backend that runs ``call``: the one asked for, else the first in ``ALL`` that can.
+
+    Raises:
+        BackendError: The backend asked for does not exist or cannot run the call.
+    """
+    name = requested(backend)
+    if name is None:
+        name = next(name for name in ALL if load(name).why_not(call) is None)
+    elif (reason := load(name).why_not(call)) is not None:
+        raise BackendError(f"backend {name!r} cannot run this call: {reason}")
+    for names in _watchers:
+        names.add(name)
+    return name
+
+
+def requested(backend: str | None) -> str | None:
+    """The backend that a caller or the environment names; None for ``"auto"`` or nothing.
+
+    Raises:
+        BackendError: There is no backend of that name.
+    """
+    name = backend or os.environ.get(VARIABLE) or "auto"
+    if name == "auto":
+        return None
+    if name not in ALL:
+        source = "" if backend else f" (from {VARIABLE})"
+        raise BackendError(f"unknown backend {name!r}{source}; there are {', '.join(ALL)}, and 'auto'")
+    return name
+
+
+def load(name: str) -> ModuleType:
+    """The module of a backend, imported when first asked for."""
+    return import_module(f"slicescan.ops.backends.{name}")
+
+
+def report(device: str | torch.device) -> list[BackendStatus]:
+    """Every backend, fastest first, and why it cannot run an ordinary float32 call on ``device``."""
+    u = torch.zeros(1, 2, 2, 8, device=device)
+    mix = torch.zeros(1, 2, 2, 1, 4, device=device)
+    call = ScanCall(u, u, torch.zeros(8, 4, device=device), mix, mix)
+    return [BackendStatus(name, load(name).why_not(call)) for name in ALL]
+
+
+@contextmanager
+def watching() -> Iterator[set[str]]:
+    """Collect the names of the backends that are picked inside the block."""
+    names: set[str] = set()
+    _watchers.append(names)
+    try:
+        yield names
+    finally:
+        _watchers.remove(names)

@@ -1,0 +1,136 @@
+"""The scan as an operator of ``torch.library``: what compilation, export, autograd and FLOP counting see.
+
+The backend is picked inside the operator, so that no choice is traced.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from slicescan.ops import dispatch
+from slicescan.ops.call import Gradients, ScanCall
+from slicescan.ops.paths import state_shape
+
+FLOPS_PER_UPDATE = 9
+"""Declared for one update of one state; the field's convention for selective scans."""
+
+TENSORS = tuple(field.name for field in dataclasses.fields(ScanCall))[:9]
+
+_ARGUMENTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "Tensor? initial_state, str axis, bool reverse, bool carry, bool delta_softplus, str backend"
+)
+
+
+def run(*arguments: Any, backend: str | None) -> tuple[Tensor, Tensor]:
+    """Run the scan with the fields of a :class:`ScanCall`: ``(y, last_state)``.
+
+    Calls that nobody differentiates, traces or counts go to the backend directly.
+    """
+    tensors = [argument for argument in arguments[: len(TENSORS)] if argument is not None]
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if not torch.compiler.is_compiling():
+        call = ScanCall(*arguments)
+        name = dispatch.pick(call, backend)
+        if name == "reference":
+            return dispatch.load(name).slice_scan(call)
+        watched = torch._C._len_torch_dispatch_stack() or any(type(t) not in _PLAIN for t in tensors)
+        if not recorded and not watched:
+            return dispatch.load(name).forward(call, save=False)[:2]
+    return slice_scan_op(*arguments, backend or "", recorded)[:2]
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, backend, save = arguments
+    call = ScanCall(*fields)
+    return _differentiable(call, backend).forward(call, save=save)
+
+
+def _forward_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, backend, save = arguments
+    call = ScanCall(*fields)
+    shape, dtype = _differentiable(call, backend).saved_spec(call) if save else ((0,), call.A.dtype)
+    saved = call.u.new_empty(shape, dtype=dtype)
+    return torch.empty_like(call.u), call.A.new_empty(state_shape(call)), saved
+
+
+def _backward(*arguments: Any) -> list[Tensor]:
+    *fields, backend, saved, grad_y, grad_last = arguments
+    call = ScanCall(*fields)
+    grads = _differentiable(call, backend).backward(call, saved, grad_y, grad_last)
+    return [call.A.new_empty(0) if grad is None else grad for grad in grads]
+
+
+def _backward_shapes(*arguments: Any) -> list[Tensor]:
+    call = ScanCall(*arguments[: len(dataclasses.fields(ScanCall))])
+    values = [getattr(call, name) for name in Gradients._fields]
+    strided = (call.u, call.delta, call.z)
+    return [
+        call.A.new_empty(0)
+        if value is None
+        else torch.empty_like(value)
+        if any(value is map_ for map_ in strided)
+        else value.new_empty(value.shape)
+        for value in values
+    ]
+
+
+def _differentiable(call: ScanCall, backend: str) -> Any:
+    name = dispatch.pick(call, backend)
+    if name == "reference":
+        raise dispatch.BackendError("backend 'reference' is plain autograd code and cannot be traced; call it eagerly")
+    return dispatch.load(name)
+
+
+def _setup(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    *fields, backend, _ = inputs
+    ctx.settings = (*fields[len(TENSORS) :], backend)
+    ctx.save_for_backward(*fields[: len(TENSORS)], output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    *tensors, saved = ctx.saved_tensors
+    grad_y = torch.zeros_like(tensors[0]) if grad_y is None else grad_y
+    grads = slice_scan_backward_op(*tensors, *ctx.settings, saved, grad_y, grad_last)
+    found = [None if tensor is None else grad for tensor, grad in zip(tensors, grads, strict=True)]
+    return (*found, *[None] * (len(ctx.settings) + 1))
+
+
+slice_scan_op = torch.library.custom_op(
+    "slicescan::slice_scan",
+    _forward,
+    mutates_args=(),
+    schema=f"({_ARGUMENTS}, bool save) -> (Tensor, Tensor, Tensor)",
+)
+slice_scan_backward_op = torch.library.custom_op(
+    "slicescan::slice_scan_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"({_ARGUMENTS}, Tensor saved, Tensor grad_y, Tensor? grad_last) -> Tensor[]",
+)
+slice_scan_op.register_fake(_forward_shapes)
+slice_scan_backward_op.register_fake(_backward_shapes)
+slice_scan_op.register_autograd(_gradients, setup_context=_setup)
+
+
+@register_flop_formula(torch.ops.slicescan.slice_scan)
+def _forward_flops(
+    u_shape: Sequence[int], delta_shape: Sequence[int], A_shape: Sequence[int], *_: Any, **__: Any
+) -> int:
+    b, h, w, d = u_shape
+    return FLOPS_PER_UPDATE * b * h * w * d * A_shape[1]
+
+
+@register_flop_formula(torch.ops.slicescan.slice_scan_backward)
+def _backward_flops(
+    u_shape: Sequence[int], delta_shape: Sequence[int], A_shape: Sequence[int], *_: Any, **__: Any
+) -> int:
+    return 2 * _forward_flops(u_shape, delta_shape, A_shape)
