@@ -135,7 +135,7 @@ def _sum_parameters(call: ScanCall, plan: Plan, params: Tensor, grads: Gradients
 
 def _reduce_macros(plan: Plan) -> tuple[tuple[str, int], ...]:
     skip = ("HAS_Z", "SOFTPLUS", "LANES", "GU", "GB")
-    return (*((k, v) for k, v in plan.macros if k not in skip), ("GU", 4), ("GB", 4), ("SOFTPLUS", 1))
+    return (*((k, v) for k, v in plan.macros if k not in skip), ("GU", 4), ("GB", plan.element_size), ("SOFTPLUS", 1))
 
 
 def _empty_gradients(call: ScanCall) -> Gradients:

@@ -1,0 +1,249 @@
+"""Check and time the CUDA backend on a GPU: ``python benchmarks/check_cuda.py [check] [times] [equal] [triton]``.
+
+Errors are relative RMS against a float64 recurrence; the column beside them is the error of the same recurrence computed
+plainly in the call's dtype. Times are medians in ms, with the caches flushed, next to the floor of 16 exponentials a state.
+"""
+
+import importlib
+import itertools
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+from slicescan.ops.backends import cuda
+from slicescan.ops.call import ScanCall
+
+TENSORS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def make(shape, n=16, *, dtype="bf16", groups=1, axis="w", reverse=False, carry=False, softplus=True, without="", odd=0,
+         seed=0) -> ScanCall:  # fmt: skip
+    """A random call; ``odd`` shifts every map off its alignment, ``without`` names arguments to leave out."""
+    gen = torch.Generator("cuda").manual_seed(seed)
+    b, h, w, d = shape
+    t = DTYPES[dtype]
+
+    def draw(*size):
+        return torch.randn(*size, device="cuda", generator=gen)
+
+    def mapped(*tail):
+        x = draw(b, h, w, torch.Size(tail).numel() + odd).to(t)[..., odd:]
+        return x.unflatten(-1, tail) if len(tail) > 1 else x
+
+    states = 1 if carry else h if axis == "w" else w
+    delta = mapped(d) * 0.5 - 1.0 if softplus else mapped(d).abs() * 0.2
+    A = -torch.arange(1, n + 1, device="cuda") * (1 + 0.1 * torch.rand(d, n, device="cuda", generator=gen))
+    optional = {"D": draw(d), "z": mapped(d), "delta_bias": draw(d).abs() * 0.3, "initial_state": draw(b, states, d, n)}
+    for name in without.split():
+        optional[name] = None
+    return ScanCall(mapped(d), delta, A, mapped(groups, n), mapped(groups, n), **optional, axis=axis, reverse=reverse,
+                    carry=carry, delta_softplus=softplus)  # fmt: skip
+
+
+def plain(call: ScanCall, dtype, state, grad_y, grad_last) -> dict[str, torch.Tensor]:
+    """Outputs and gradients of the recurrence, one step after another, in ``dtype`` with the state in ``state``."""
+    leaves = {k: getattr(call, k).detach().to(dtype if k in "uBC" or k in ("delta", "z") else state).requires_grad_()
+              for k in TENSORS if getattr(call, k) is not None}  # fmt: skip
+
+    def sequences(name):
+        if name not in leaves:
+            return None
+        x = leaves[name] if call.axis == "w" else leaves[name].transpose(1, 2)
+        if call.carry:
+            x = x.reshape(x.shape[0], 1, -1, *x.shape[3:])
+        return (x.flip(2) if call.reverse else x).to(state)
+
+    u, delta, B, C, z = map(sequences, ("u", "delta", "B", "C", "z"))
+    b, s, length, d = u.shape
+    share = d // B.shape[3]
+    dt = delta if call.delta_bias is None else delta + leaves["delta_bias"]
+    dt = F.softplus(dt) if call.delta_softplus else dt
+    h = leaves.get("initial_state", u.new_zeros(b, s, d, call.A.shape[1]))
+    ys = []
+    for i in range(length):
+        decay = torch.exp(dt[:, :, i, :, None] * leaves["A"])
+        h = decay * h + (dt[:, :, i] * u[:, :, i])[..., None] * B[:, :, i].repeat_interleave(share, 2)
+        ys.append((h * C[:, :, i].repeat_interleave(share, 2)).sum(-1))
+    y = torch.stack(ys, 2)
+    if call.D is not None:
+        y = y + leaves["D"] * u
+    if z is not None:
+        y = y * F.silu(z)
+    y = y.flip(2) if call.reverse else y
+    outer = (call.u if call.axis == "w" else call.u.transpose(1, 2)).shape
+    y = y.reshape(outer).to(dtype)
+    y = y if call.axis == "w" else y.transpose(1, 2)
+    names = list(leaves)
+    grads = torch.autograd.grad([y, h], [leaves[k] for k in names], [grad_y.to(dtype), grad_last.to(state)])
+    return {"y": y.detach(), "last": h.detach(), **{"d" + k: g for k, g in zip(names, grads)}}
+
+
+def ours(backend, call, grad_y, grad_last) -> dict[str, torch.Tensor]:
+    y, last, saved = backend.forward(call, save=True)
+    again, _, _ = backend.forward(call, save=False)
+    assert torch.equal(y, again), "saving changes the result"
+    grads = backend.backward(call, saved, grad_y, grad_last)
+    return {"y": y, "last": last, **{"d" + k: getattr(grads, k) for k in TENSORS if getattr(call, k) is not None}}
+
+
+def error(x, exact) -> float:
+    return ((x.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item()
+
+
+def compile_ahead(calls) -> None:
+    """Compile the kernels of many calls side by side."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from slicescan.ops.backends.cuda import driver, nvrtc
+
+    seen: set = set()
+    launch, driver.launch = driver.launch, lambda device, kernel, name, macros, *_: seen.add((kernel, macros))
+    for call in calls:
+        y, last, saved = cuda.forward(call, save=True)
+        cuda.forward(call, save=False)
+        cuda.backward(call, saved, y, last)
+    driver.launch = launch
+    major, minor = torch.cuda.get_device_capability()
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda k: nvrtc.compile_cached(driver.source(k[0]), driver.options(k[1]), major * 10 + minor), seen))
+    print(f"{len(seen)} kernels compiled")
+
+
+def check(backend, cases) -> None:
+    compile_ahead(make(**arguments) for _, arguments in cases)
+    worst: dict[tuple[str, str], tuple[float, float, str]] = {}
+    failed = 0
+    for name, arguments in cases:
+        call = make(**arguments)
+        gen = torch.Generator("cuda").manual_seed(1)
+        grad_y = torch.randn(call.u.shape, device="cuda", generator=gen).to(call.u.dtype)
+        d, n = call.A.shape
+        b, h, w, _ = call.u.shape
+        grad_last = torch.randn(b, 1 if call.carry else h if call.axis == "w" else w, d, n, device="cuda", generator=gen)
+        exact = plain(call, torch.float64, torch.float64, grad_y, grad_last)
+        low = call.u.dtype
+        common = plain(call, low, low, grad_y, grad_last)
+        if reason := backend.why_not(call):
+            print("cannot run", name, reason)
+            continue
+        torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+        got = ours(backend, call, grad_y, grad_last)
+        torch.use_deterministic_algorithms(False)
+        bad = []
+        for k, x in exact.items():
+            mine, theirs = error(got[k], x), error(common[k], x)
+            limit = max(1e-5, 2 * theirs) if low == torch.float32 else 2 * theirs
+            key = (str(low)[6:], k)
+            if key not in worst or mine / limit > worst[key][0] / worst[key][1]:
+                worst[key] = (mine, limit, name)
+            if not mine <= limit:
+                bad.append(f"{k} {mine:.1e} > {limit:.1e}")
+        failed += bool(bad)
+        if bad:
+            print("WRONG", name, *bad, flush=True)
+    print(f"{len(cases)} cases, {failed} wrong; the worst ratio to the limit:")
+    for kind in DTYPES.values():
+        print(" ", str(kind)[6:], *(f"{k} {m:.1e}/{lim:.1e} ({case})" for (t, k), (m, lim, case) in worst.items()
+                                    if t == str(kind)[6:]), sep="  ")  # fmt: skip
+
+
+def cases():
+    base = {"shape": (2, 3, 21, 24)}
+    yield from ((f"{t} {axis} d{d}", {"shape": (2, 5, 19, d) if axis == "w" else (2, 19, 5, d), "axis": axis, "dtype": t})
+                for t, axis, d in itertools.product(DTYPES, "wh", (24, 36, 72, 144)))  # fmt: skip
+    yield from ((f"bf16 d{d}", {"shape": (1, 3, 9, d)}) for d in (1, 3, 576))
+    yield from ((f"{t} l{w}", {"shape": (1, 2, w, 24), "dtype": t}) for t in ("bf16", "fp32")
+                for w in (1, 2, 3, 5, 7, 8, 9, 63, 64, 65, 257))  # fmt: skip
+    yield from ((f"{t} n{n}", {**base, "n": n, "dtype": t}) for t, n in (
+        ("bf16", 1), ("bf16", 4), ("fp32", 8), ("bf16", 24), ("fp32", 24), ("fp16", 40), ("fp32", 64), ("bf16", 64)))  # fmt: skip
+    for t in ("bf16", "fp32"):
+        for name, flags in {
+            "reverse": {"reverse": True}, "carry": {"carry": True}, "carry h": {"carry": True, "axis": "h", "shape": (2, 7, 5, 24)},
+            "carry h reverse": {"carry": True, "axis": "h", "reverse": True, "shape": (2, 7, 5, 24)}, "groups": {"groups": 3},
+            "odd": {"odd": 1}, "bare": {"without": "D z delta_bias initial_state"}, "no z": {"without": "z"},
+            "no softplus": {"softplus": False}, "no bias": {"softplus": False, "without": "delta_bias"},
+        }.items():  # fmt: skip
+            yield f"{t} {name}", {**base, "dtype": t, **flags}
+
+
+def same_bits(backend) -> None:
+    for shape, t in (((4, 128, 128, 144), "bf16"), ((4, 96, 96, 24), "fp32")):
+        call = make(shape, dtype=t)
+        grad_y = torch.randn_like(call.u)
+        first = None
+        for _ in range(20):
+            got = ours(backend, call, grad_y, call.initial_state)
+            first = first or got
+            assert all(torch.equal(got[k], first[k]) for k in got), "two runs differ"
+        print("20 runs give equal bits:", t, shape)
+
+
+def times(backend, rows, tune=lambda _: None) -> None:
+    from triton.testing import do_bench
+
+    def median(f):
+        return do_bench(f, warmup=4, rep=20, return_mode="median")
+
+    for label, shape, t, odd, setting in rows:
+        tune(setting)
+        cells = []
+        for axis in "wh":
+            call = make(shape, dtype=t, axis=axis, odd=odd, without="initial_state")
+            grad_y = torch.randn_like(call.u)
+            saved = backend.forward(call, save=True)[2]
+            parts = [median(lambda: backend.forward(call, save=False)), median(lambda: backend.forward(call, save=True)),
+                     median(lambda: backend.backward(call, saved, grad_y, None))]  # fmt: skip
+            cells.append(f"{axis} {parts[0]:.3f} {parts[1]:.3f} {parts[2]:.3f} = {parts[1] + parts[2]:.3f}")
+        floor = call.u.numel() * 16 / (16 * 132 * 1.755e9) * 1e3
+        print(f"{label:28s} {t} floor {floor:.3f} |", " | ".join(cells), flush=True)
+
+
+SQUARE = [(4, 256, 256, 144), (4, 128, 128, 288), (4, 64, 64, 576), (1, 720, 1280, 72)]
+
+
+def tuning(backend) -> None:
+    """Times of the lane widths that could serve a channel count."""
+    from slicescan.ops.backends.cuda import plan
+
+    chosen = plan._lane_width
+
+    def tune(width):
+        plan._lane_width = chosen if width is None else lambda *_: width
+        plan._plan.cache_clear()
+
+    rows = [(f"{shape} lanes {width}", shape, t, odd, width) for shape, t, odd, width in (
+        (SQUARE[0], "bf16", 0, 16), (SQUARE[0], "bf16", 0, 32), (SQUARE[1], "bf16", 0, 32), (SQUARE[2], "bf16", 0, 32),
+        (SQUARE[3], "bf16", 0, 8), (SQUARE[3], "bf16", 0, 16), (SQUARE[3], "bf16", 0, 32),
+        ((16, 192, 192, 24), "bf16", 0, 8), ((16, 192, 192, 24), "bf16", 0, 16), ((16, 192, 192, 24), "bf16", 0, 32),
+        ((16, 192, 192, 24), "bf16", 1, None), ((16, 192, 192, 24), "fp32", 0, 32), (SQUARE[0], "fp32", 0, 16),
+        (SQUARE[0], "fp32", 0, 32), (SQUARE[1], "fp32", 0, 32), (SQUARE[1], "fp16", 0, 32))]  # fmt: skip
+    times(backend, rows, tune)
+    tune(None)
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or ["check", "equal", "times"]
+    print(torch.cuda.get_device_name(), torch.__version__)
+    names = ["triton"] if wanted == ["triton"] else ["cuda"]
+    start = time.perf_counter()
+    if "check" in wanted:
+        check(cuda, list(cases()))
+    if "equal" in wanted:
+        same_bits(cuda)
+    print(f"{time.perf_counter() - start:.0f} s", flush=True)
+    if "tune" in wanted:
+        tuning(cuda)
+    if "times" in wanted:
+        times(cuda, [(str(s), s, t, 0, None) for t in ("bf16", "fp32") for s in SQUARE])
+    if "triton" in wanted:
+        backend = importlib.import_module("slicescan.ops.backends.triton")
+        check(backend, list(cases()))
+        times(backend, [(str(s), s, "bf16", 0, None) for s in SQUARE[:2]])
+    print(f"{time.perf_counter() - start:.0f} s", names)
+
+
+if __name__ == "__main__":
+    main()
