@@ -75,7 +75,17 @@ class XYScanNet(Restorer):
         "xyscannet_small_aff": {"dim": 48, "fusion": "aff"},
         "xyscannet_small_skip": {"dim": 48, "fusion": "skip"},
     }
-    costs = {}
+    costs = {
+        "xyscannet": (16_155_072, 129_570_528_960),
+        "xyscannet_tiny": (1_917_504, 15_593_712_192),
+        "xyscannet_small": (7_301_952, 58_774_377_600),
+        "xyscannet_plus": (63_514_368, 507_367_013_760),
+        "xyscannet_small_intra": (7_301_952, 65_746_501_632),
+        "xyscannet_small_inter": (7_301_952, 51_802_253_568),
+        "xyscannet_small_mambair": (7_406_496, 59_643_002_880),
+        "xyscannet_small_aff": (7_382_880, 60_888_306_816),
+        "xyscannet_small_skip": (7_230_528, 56_584_950_912),
+    }
     record = ModelRecord(
         task="motion deblurring",
         supports=frozenset({"fp16", "bf16", "channels_last", "compile", "export"}),
