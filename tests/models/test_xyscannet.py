@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from slicescan import create_model, load
+from slicescan import create_model, load, model_entry
 from slicescan.checkpoint import write_checkpoint
 from slicescan.models.xyscannet import XYScanNet
 from tests.fingerprint import fill, picture, summary
@@ -31,6 +31,24 @@ def test_parameter_counts_are_the_papers(name):
         model = create_model(name)
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
     assert not list(model.buffers())
+
+
+MULTIPLY_ADDS = {"xyscannet_tiny": 15.6, "xyscannet_small": 58.8, "xyscannet": 129.6, "xyscannet_plus": 507.4}
+
+
+@pytest.mark.parametrize("name", MULTIPLY_ADDS)
+def test_multiply_adds_are_the_papers(name):
+    """Of the record, which tests/models/test_contract.py holds to what the profiler counts."""
+    assert round(model_entry(name).macs_256 / 1e9, 1) == MULTIPLY_ADDS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "giga"), [("xyscannet_small", 71_424, 2.189), ("xyscannet_small_aff", 152_352, 4.303)]
+)
+def test_fusion_costs_what_the_paper_says(name, params, giga):
+    fused, plain = model_entry(name), model_entry("xyscannet_small_skip")
+    assert fused.params - plain.params == params
+    assert round((fused.macs_256 - plain.macs_256) / 1e9, 3) == giga
 
 
 @pytest.mark.parametrize(
