@@ -1,4 +1,4 @@
-"""Adapter to the compiled scan of the optional package ``mamba_ssm``; its layout is ``(s, d, l)``, so maps are copied."""
+"""Adapter to the compiled scan of the optional package ``mamba_ssm``; its layout is ``(s, d, l)``: maps are copied."""
 
 from functools import cache
 
@@ -62,7 +62,7 @@ def saved_spec(call: ScanCall) -> tuple[tuple[int, ...], torch.dtype]:
 
 
 def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
-    """Gradients by the package's own backward kernel, which adds with atomics: equal inputs may differ in the last bits."""
+    """Gradients by the package's own kernel, which adds with atomics: two runs may differ in the last bits."""
     names = [name for name in Gradients._fields if getattr(call, name) is not None]
     leaves = {name: getattr(call, name).detach().requires_grad_() for name in names}
     settings = {name: getattr(call, name) for name in ("axis", "reverse", "carry", "delta_softplus")}

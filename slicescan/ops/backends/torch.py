@@ -73,9 +73,9 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
     return Gradients(
         _filled(call.u, grad_u),
         _filled(call.delta, grad_delta),
-        grads.A.transpose(1, 2).flatten(0, 1),
-        _filled(call.B, roll(grads.B, call)),
-        _filled(call.C, roll(grads.C, call)),
+        grads.A.transpose(1, 2).contiguous().flatten(0, 1),
+        _dense(call.B, roll(grads.B, call)),
+        _dense(call.C, roll(grads.C, call)),
         grad_skip,
         None if call.z is None or grad_z is None else _filled(call.z, grad_z),
         None if call.delta_bias is None else grad_delta.sum((0, 1, 2)),
@@ -174,9 +174,14 @@ def _states_first(x: Tensor, call: ScanCall) -> Tensor:
 
 def _states_last(x: Tensor, call: ScanCall) -> Tensor:
     """The inverse of :func:`_states_first`."""
-    return x.transpose(2, 3).reshape(state_shape(call))
+    return x.transpose(2, 3).contiguous().view(state_shape(call))
 
 
 def _filled(like: Tensor, value: Tensor) -> Tensor:
     """``value`` in the dtype and memory order of ``like``."""
     return torch.empty_like(like).copy_(value)
+
+
+def _dense(like: Tensor, value: Tensor) -> Tensor:
+    """``value`` in the dtype of ``like``, contiguous."""
+    return like.new_empty(like.shape).copy_(value)

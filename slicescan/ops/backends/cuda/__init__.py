@@ -99,7 +99,7 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
     u, delta, dy, du, ddelta, *gate = _located(plan, maps)
     z, dz = gate or [[0] * 5, [0] * 5]
     located_mixes = _located(plan, mixes, len(maps))
-    size = plan.size(blocks)
+    size = plan.size(blocks, call.initial_state is not None)
     words = list(size)
     for part in (u, delta, z, dy, du, ddelta, dz, *located_mixes):
         words += part

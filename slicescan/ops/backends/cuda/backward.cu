@@ -18,10 +18,8 @@ struct Sums {
     UNROLL for (int i = 0; i < 4; i++) select[i] = (r == 2 * i ? 0x3f80u : 0u) | (r == 2 * i + 1 ? 0x3f800000u : 0u);
     zero = opaque_zero();
   }
-  // `pairs` times `factor`, both bfloat16.
-  DI void add(const u32* pairs, float factor, float& lo, float& hi) const {
-    const u32 f = pack(factor, factor); u32 w[NL / 2]; float c[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
-    UNROLL for (int i = 0; i < NL / 2; i++) w[i] = mul_pairs(pairs[i], f);
+  DI void add(const u32* w, float& lo, float& hi) const {  // pairs of bfloat16
+    float c[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
     UNROLL for (int i = 0; i < NL / 4; i++)
       mma_bfloat16(i < 2 ? c : e, select[i % 2 * 2], zero, select[i % 2 * 2 + 1], zero, w[2 * i], w[2 * i + 1]);
     lo = c[0] + c[1]; hi = e[0] + e[1];
@@ -58,6 +56,7 @@ template <int CW> constexpr bool SHORT = false;
 #endif
 template <int CW> struct Partials {
   static constexpr int SPW = RW / CW, WORDS = SHORT<CW> ? NT : 2 * NT, STEP = SPW * WORDS;  // words of a sequence, of a step
+  static constexpr int TILE = (TS + 1) * STEP;  // one step more, so that the sums may be written one step late
   DI static void put_pair(float* to, int n, float b, float c) {
     if constexpr (SHORT<CW>) ((u32*)to)[n] = pack(b, c);
     else { to[n] = b; to[NT + n] = c; }
@@ -98,13 +97,45 @@ constexpr int STEPS_AT_ONCE = AT_ONCE;
 struct Scalars { float dt, gy, u, slope; };  // of one step and lane, from the recomputation to the walk back
 
 template <int CW> struct Backward {
+  // A step's sums over channels, finished while the step before it is under way. For 16-bit maps the products wait too.
+  struct Late {
+    float b0, b1, c0, c1;
+#if KIND == 0
+    u32 w[NL / 2];
+    DI void add_b(const Sums&, const float* dh, float dtu) {
+      const u32 f = pack(dtu, dtu);
+      UNROLL for (int i = 0; i < NL / 2; i++) w[i] = mul_pairs(pack(dh[2 * i], dh[2 * i + 1]), f);
+    }
+    DI void add_c(const Sums& sums, const States& h, float gy) {
+      const u32 f = pack(gy, gy); u32 x[NL / 2];
+      UNROLL for (int i = 0; i < NL / 2; i++) x[i] = mul_pairs(h.w[i], f);
+      sums.add(x, c0, c1);
+    }
+#else
+    DI void add_b(const Sums& sums, float* dh, float dtu) {
+      UNROLL for (int n = 0; n < NL; n++) dh[n] *= dtu;
+      sums.add(dh, b0, b1);
+    }
+    DI void add_c(const Sums& sums, const States& h, float gy) {
+      float x[NL];
+      UNROLL for (int n = 0; n < NL; n++) x[n] = h[n] * gy;
+      sums.add(x, c0, c1);
+    }
+#endif
+    DI void finish(const Sums& sums, float* to, int lane) {
+#if KIND == 0
+      sums.add(w, b0, b1);
+#endif
+      Partials<CW>::write(to, b0, b1, c0, c1, lane);
+    }
+  };
   static constexpr int SPW = RW / CW, TILE = TS * RW, MAPS = HAS_Z ? 4 : 3, SLOT = 32 * States::BYTES;
 #if KIND == 0
   static constexpr int SCALARS = TS * 32 * 12;
 #else
   static constexpr int SCALARS = TS * 32 * 16;
 #endif
-  static constexpr int MIX = SPW * MixTile<CW>::PITCH * 4, RAW = SPW * TS * 2 * N * ES, PART = TS * Partials<CW>::STEP * 4;
+  static constexpr int MIX = SPW * MixTile<CW>::PITCH * 4, RAW = SPW * TS * 2 * N * ES, PART = Partials<CW>::TILE * 4;
   static constexpr int O_SCALARS = TS * SLOT, O_CHECK = O_SCALARS + SCALARS, O_MIX = O_CHECK + SLOT, O_MAPS = O_MIX + MIX;
   static constexpr int O_RAW = O_MAPS + MAPS * TILE * ES, O_PART = O_RAW + (RAW + 15) / 16 * 16, BYTES = O_PART + 2 * PART;
 
@@ -136,7 +167,7 @@ template <int CW> struct Backward {
       const int e = threadIdx.x + j * NW * 32;
       if (COUNT % (NW * 32) != 0 && e >= COUNT) break;
       const int n = e % FOURS * 4 % NT, is_c = e % FOURS * 4 / NT, k = e / FOURS % TS, sub = e / FOURS / TS;
-      const float* from = (const float*)(block_shared + O_PART) + ((i & 1) * TS + k) * Partials<CW>::STEP + sub * Partials<CW>::WORDS;
+      const float* from = (const float*)(block_shared + O_PART) + (i & 1) * Partials<CW>::TILE + k * Partials<CW>::STEP + sub * Partials<CW>::WORDS;
       float4 sum = Partials<CW>::four(from, is_c, n);
       UNROLL for (int w = 1; w < NW; w++) {
         const float4 x = Partials<CW>::four(from + w * (WARP_BYTES / 4), is_c, n);
@@ -168,13 +199,6 @@ template <int CW> struct Backward {
     const Unit at = unit_of(z, unit); const bool ok = at.left > 0 && d < d_end; const int tile0 = at.first / TS;
     Tile<CW> tile; tile.init(z, units, d0, d_end, lane);
     MixTile<CW> mixes; mixes.init(a.B, a.C, z, units, group, lane);
-    Sums sums; sums.init(lane);
-    Channel c; load_channel(c, a.A, a.D, a.bias, d, n0, ok);
-    float g[NL], dA[NL], dD = 0.f, dbias = 0.f;
-    UNROLL for (int n = 0; n < NL; n++) g[n] = dA[n] = 0.f;
-    if (a.last) load_states(g, a.last, unit, d, channels, n0, ok);
-    if (NT != N) { MixTile<CW>::clear(mix, lane); warp_sync(); }
-
     auto fetch = [&](int i) {
       const int p0 = i * TS;
       tile.load(maps, a.u, z, p0); tile.load(maps + TILE, a.delta, z, p0); tile.load(maps + 2 * TILE, a.dy, z, p0);
@@ -182,19 +206,26 @@ template <int CW> struct Backward {
       const char* from = checkpoint(a.saved, z, sequence, tile0 + i, d, n0);
       UNROLL for (int j = 0; j < States::VECTORS; j++) {
         constexpr int V = States::V * 4;
-        copy_async<V>(shared + O_CHECK + (j * 32 + lane) * V, from + j * V, d < d_end && p0 < at.left);
+        copy_async<V>(shared + O_CHECK + (j * 32 + lane) * V, from + j * V, d < d_end && p0 < at.left && (tile0 + i > 0 || a.size.resumed));
       }
       mixes.load(raw, a.B, a.C, z, units, group, p0, lane);
       copies_start();
     };
     const int tiles = (int)z.tiles;
     fetch(tiles - 1);
+    Sums sums; sums.init(lane);
+    Channel c; load_channel(c, a.A, a.D, a.bias, d, n0, ok);
+    float g[NL], dA[NL], dD = 0.f, dbias = 0.f;
+    UNROLL for (int n = 0; n < NL; n++) g[n] = dA[n] = 0.f;
+    if (a.last) load_row(g, a.last + ((i64)unit * channels + d) * N, n0, ok);
+    if (NT != N) { MixTile<CW>::clear(mix, lane); warp_sync(); }
     for (int i = tiles - 1; i >= 0; i--) {
       copies_wait(); warp_sync();
       MixTile<CW>::convert(raw, mix, lane);
       warp_sync();
       const float* mixing = mix + sub * MixTile<CW>::PITCH + n0;
       const int left = at.left - i * TS;
+      close_steps(maps + TILE + seat, left);
       States before, after; float h[NL];
       before.read(shared + O_CHECK + lane * States::V * 4, 32);
       UNROLL for (int n = 0; n < NL; n++) h[n] = before[n];
@@ -205,7 +236,7 @@ template <int CW> struct Backward {
         before.write(shared + k * SLOT + lane * States::V * 4, 32);
         const float x = get(cell[TILE]) + c.bias, u = get(*cell), dy = get(cell[2 * TILE]);
         float e, dt = step_size(x, e), slope = step_slope(x, e), gy = dy;
-        dt = k < left ? dt : 0.f; slope = k < left ? slope : 0.f;
+        if (!SOFTPLUS && k >= left) dt = slope = 0.f;
         const float y = advance(h, c.a, dt, dt * u, mixing + k * 2 * NT);
         if (HAS_Z) {
           const float gate = get(cell[(MAPS - 1) * TILE]), s = sigmoid(gate), all = fmaf(c.skip, u, over_states(y));
@@ -220,12 +251,15 @@ template <int CW> struct Backward {
       if (i > 0) fetch(i - 1);
       if (i + 1 < tiles) { gate_wait(gate, (tiles - 2 - i) & 1); gather(a, block_shared, i + 1, units, group, block); }
 
-      float* part = (float*)(shared + O_PART) + (i & 1) * TS * Partials<CW>::STEP;
+      float* part = (float*)(shared + O_PART) + (i & 1) * Partials<CW>::TILE;
+      Late late = {};
       #pragma unroll STEPS_AT_ONCE
       for (int k = TS - 1; k >= 0; k--) {
         const Scalars s = recall(shared, k, lane); const float dtu = s.dt * s.u; const float* bc = mixing + k * 2 * NT;
         before.read(shared + k * SLOT + lane * States::V * 4, 32);
-        float b1 = 0.f, b2 = 0.f, t1 = 0.f, t2 = 0.f, v[NL], sb0, sb1, sc0, sc1;
+        float b1 = 0.f, b2 = 0.f, t1 = 0.f, t2 = 0.f, v[NL];
+        late.finish(sums, part + (k + 1) * Partials<CW>::STEP, lane);
+        late.add_c(sums, after, s.gy);
         UNROLL for (int q = 0; q < NL / 4; q++) {
           const float4 B = *(const float4*)(bc + 4 * q), C = *(const float4*)(bc + NT + 4 * q);
           const float bs[4] = {B.x, B.y, B.z, B.w}, cs[4] = {C.x, C.y, C.z, C.w};
@@ -240,18 +274,8 @@ template <int CW> struct Backward {
             dA[n] = fmaf(s.dt, r, dA[n]);
           }
         }
-#if KIND == 0
-        u32 pairs[NL / 2];
-        UNROLL for (int n = 0; n < NL / 2; n++) pairs[n] = pack(v[2 * n], v[2 * n + 1]);
-        sums.add(pairs, dtu, sb0, sb1); sums.add(after.w, s.gy, sc0, sc1);
-#else
-        UNROLL for (int n = 0; n < NL; n++) v[n] *= dtu;
-        sums.add(v, sb0, sb1);
-        UNROLL for (int n = 0; n < NL; n++) v[n] = after[n] * s.gy;
-        sums.add(v, sc0, sc1);
-#endif
+        late.add_b(sums, v, dtu);
         after = before;
-        Partials<CW>::write(part + k * Partials<CW>::STEP, sb0, sb1, sc0, sc1, lane);
         const float b = over_states(b1 + b2), t = over_states(t1 + t2), ddt = fmaf(b, s.u, LN2 * t) * s.slope;
         dbias += ddt; dD = fmaf(s.gy, s.u, dD);
         warp_sync();  // everyone has read this step's states: their place takes du and ddelta
@@ -260,13 +284,14 @@ template <int CW> struct Backward {
           out[0] = put(fmaf(b, s.dt, s.gy * c.skip)); out[RW] = put(ddt);
         }
       }
+      late.finish(sums, part, lane);
       warp_sync();
       if (lane == 0) gate_pass(gate);
       tile.store((T*)shared, a.du, z, i * TS, SLOT / ES);
       tile.store((T*)shared + RW, a.ddelta, z, i * TS, SLOT / ES);
     }
     gate_wait(gate, (tiles - 1) & 1); gather(a, block_shared, 0, units, group, block);
-    if (a.first && ok && unit % (int)z.chunks == 0) store_states(g, a.first, sequence, d, channels, n0, ok);
+    if (a.first && ok && unit % (int)z.chunks == 0) store_row(g, a.first + ((i64)sequence * channels + d) * N, n0);
 
     UNROLL for (int k = CW; k < RW; k *= 2) {
       UNROLL for (int n = 0; n < NL; n++) dA[n] += from_lane_xor(dA[n], k);

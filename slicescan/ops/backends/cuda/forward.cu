@@ -21,12 +21,6 @@ template <int CW> struct Forward {
     const int channels = (int)z.channels, sequence = unit / (int)z.chunks, tile0 = at.first / TS;
     Tile<CW> tile; tile.init(z, units, d0, d_end, lane);
     MixTile<CW> mixes; mixes.init(a.B, a.C, z, units, group, lane);
-    Channel c; load_channel(c, a.A, a.D, a.bias, d, n0, ok);
-    float h[NL];
-    UNROLL for (int n = 0; n < NL; n++) h[n] = 0.f;
-    if (a.first) load_states(h, a.first, unit, d, channels, n0, ok);
-    if (NT != N) { MixTile<CW>::clear(mix, lane); warp_sync(); }
-
     auto fetch = [&](int i) {
       T* to = maps + (i & 1) * MAPS * TILE;
       tile.load(to, a.u, z, i * TS); tile.load(to + TILE, a.delta, z, i * TS);
@@ -34,26 +28,32 @@ template <int CW> struct Forward {
       mixes.load(raw, a.B, a.C, z, units, group, i * TS, lane);
       copies_start();
     };
-    const int tiles = (int)z.tiles;
     fetch(0);
+    Channel c; load_channel(c, a.A, a.D, a.bias, d, n0, ok);
+    float h[NL];
+    UNROLL for (int n = 0; n < NL; n++) h[n] = 0.f;
+    if (a.first) load_row(h, a.first + ((i64)unit * channels + d) * N, n0, ok);
+    if (NT != N) { MixTile<CW>::clear(mix, lane); warp_sync(); }
+    const int tiles = (int)z.tiles;
     for (int i = 0; i < tiles; i++) {
       copies_wait(); warp_sync();
       MixTile<CW>::convert(raw, mix, lane);
       warp_sync();
       if (i + 1 < tiles) fetch(i + 1);
+      T* now = maps + (i & 1) * MAPS * TILE;
+      const int left = at.left - i * TS;
 #if SAVE
-      if (ok && tile0 + i < (int)z.all_tiles) {
+      if (ok && left > 0 && (tile0 + i > 0 || a.first)) {
         States s; s.set(h);
         s.write(checkpoint(a.saved, z, sequence, tile0 + i, d, n0), 1);
       }
 #endif
-      T* now = maps + (i & 1) * MAPS * TILE;
+      close_steps(now + TILE + seat, left);
       const float* mixing = mix + sub * MixTile<CW>::PITCH + n0;
-      const int left = at.left - i * TS;
       UNROLL for (int k = 0; k < TS; k++) {
         T* cell = now + k * RW + seat;
         float e, dt = step_size(get(cell[TILE]) + c.bias, e); const float u = get(*cell);
-        dt = k < left ? dt : 0.f;
+        if (!SOFTPLUS) dt = k < left ? dt : 0.f;
         float y = fmaf(c.skip, u, over_states(advance(h, c.a, dt, dt * u, mixing + k * 2 * NT)));
         if (HAS_Z) {
           const float gate = get(cell[(MAPS - 1) * TILE]);
@@ -68,7 +68,7 @@ template <int CW> struct Forward {
       warp_sync();
       tile.store(now, a.y, z, i * TS, RW);
     }
-    if (a.last && ok && (unit + 1) % (int)z.chunks == 0) store_states(h, a.last, sequence, d, channels, n0, ok);
+    if (a.last && ok && (unit + 1) % (int)z.chunks == 0) store_row(h, a.last + ((i64)sequence * channels + d) * N, n0);
   }
 };
 static_assert(Forward<LANES>::BYTES == WARP_BYTES, "the host reserves another amount of shared memory");

@@ -92,11 +92,11 @@ class Plan:
         """Warps that cover the channels of a group."""
         return -(-(self.channels // self.groups) // self.lanes)
 
-    def size(self, blocks: int) -> list[int]:
+    def size(self, blocks: int, resumed: bool = False) -> list[int]:
         """The ``Size`` of scan.cuh."""
         tiles = self.tiles
         return [self.sequences, 1, tiles, tiles, self.slices, self.length, self.slice_length, self.channels,
-                self.channels // self.groups, self.groups, blocks]  # fmt: skip
+                self.channels // self.groups, self.groups, blocks, int(resumed)]  # fmt: skip
 
 
 def sequence_shape(call: ScanCall) -> tuple[int, int, int]:
@@ -199,7 +199,7 @@ def backward_variant(plan: Plan) -> tuple[tuple[tuple[str, int], ...], int, int]
     own = STEPS * 32 * states + STEPS * 32 * (12 if m["KIND"] == 0 else 16) + 32 * states
     own += (4 if m["HAS_Z"] else 3) * STEPS * row * plan.element_size + _mix_bytes(m, packed)
     short = m["KIND"] == 0 and packed > 1
-    own += 2 * STEPS * packed * (plan.nt if short else 2 * plan.nt) * 4
+    own += 2 * (STEPS + 1) * packed * (plan.nt if short else 2 * plan.nt) * 4
     warps = min((4, 3, 2, 1), key=lambda w: -(-plan.channel_warps // w) * w)
     blocks = max(1, min(12 // warps, _REGION // (own * warps + 1040)))
     direct = int(plan.channel_warps <= warps)

@@ -28,8 +28,8 @@ constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 // Maps (batch, slice, step, channel) and mixing vectors B, C (batch, slice, step, group, state); strides in elements.
 struct Map { char* at; i64 b, s, t, d; };
 struct Mix { char* at; i64 b, s, t, g, n; };
-// `units` = sequences x chunks; a chunk is `tiles` tiles of a sequence of `length` steps.
-struct Size { i64 units, chunks, tiles, all_tiles, slices, length, slice_length, channels, group_channels, groups, blocks; };
+// `units` = sequences x chunks; a chunk is `tiles` tiles of a sequence of `length` steps; `resumed`: from an initial state.
+struct Size { i64 units, chunks, tiles, all_tiles, slices, length, slice_length, channels, group_channels, groups, blocks, resumed; };
 
 // A chunk: its image, slice and first step, and the steps it has from there to the sequence's end (0: there is no such unit).
 struct Unit { int b, s, first, left; };
@@ -182,21 +182,34 @@ DI float over_states(float x) {  // the sum over the lanes that share a channel
   return x;
 }
 
-// A channel's constants, zero where the lane has no channel.
+// NL floats of a row of N, from n0 on; zero beyond the row's end and where the lane has no row.
+DI void load_row(float* v, const float* row, int n0, bool ok) {
+  if constexpr (N % 4 == 0) {
+    UNROLL for (int n = 0; n < NL; n += 4) {
+      const float4 x = ok && n0 + n < N ? *(const float4*)(row + n0 + n) : make_float4(0.f, 0.f, 0.f, 0.f);
+      v[n] = x.x; v[n + 1] = x.y; v[n + 2] = x.z; v[n + 3] = x.w;
+    }
+  } else UNROLL for (int n = 0; n < NL; n++) v[n] = ok && n0 + n < N ? row[n0 + n] : 0.f;
+}
+DI void store_row(const float* v, float* row, int n0) {
+  if constexpr (N % 4 == 0) {
+    UNROLL for (int n = 0; n < NL; n += 4)
+      if (n0 + n < N) *(float4*)(row + n0 + n) = make_float4(v[n], v[n + 1], v[n + 2], v[n + 3]);
+  } else UNROLL for (int n = 0; n < NL; n++) if (n0 + n < N) row[n0 + n] = v[n];
+}
+// A channel's constants.
 struct Channel { float a[NL], skip, bias; };
 DI void load_channel(Channel& c, const float* A, const float* D, const float* bias, int d, int n0, bool ok) {
-  UNROLL for (int n = 0; n < NL; n++) c.a[n] = ok && n0 + n < N ? A[(i64)d * N + n0 + n] * LOG2E : 0.f;
+  load_row(c.a, A + (i64)d * N, n0, ok);
+  UNROLL for (int n = 0; n < NL; n++) c.a[n] *= LOG2E;
   c.skip = ok && D ? D[d] : 0.f;
   c.bias = ok && bias ? bias[d] : 0.f;
 }
-// A lane's states in a float32 array [unit][channel][N].
-DI void load_states(float* h, const float* from, i64 row, int d, int channels, int n0, bool ok) {
-  const float* p = from + (row * channels + d) * N + n0;
-  UNROLL for (int n = 0; n < NL; n++) h[n] = ok && n0 + n < N ? p[n] : 0.f;
-}
-DI void store_states(const float* h, float* to, i64 row, int d, int channels, int n0, bool ok) {
-  float* p = to + (row * channels + d) * N + n0;
-  UNROLL for (int n = 0; n < NL; n++) if (ok && n0 + n < N) p[n] = h[n];
+// Steps beyond the end of a sequence must leave the state alone: their raw step size becomes one whose softplus is 0.
+DI void close_steps(T* raw_steps, int left) {
+#if SOFTPLUS
+  if (left < TS) for (int k = left < 0 ? 0 : left; k < TS; k++) raw_steps[k * RW] = put(-1e30f);
+#endif
 }
 
 // A lane's NL states as they are stored between the passes: bfloat16 pairs for bfloat16 maps, float32 otherwise.

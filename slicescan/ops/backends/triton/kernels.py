@@ -1,22 +1,29 @@
-"""The scan in Triton: one program runs ``LANES`` channels of one stretch of one sequence, all their states in registers.
+"""The scan in Triton: a program runs ``LANES`` channels of one stretch of one path, with all their states in registers.
 
-A tile is ``(N, LANES)``, states first: Triton then gives every lane one channel, so that the sum over states (``y``) stays
-inside a lane and nothing is computed twice. Sums over channels (``dB``, ``dC``) go through the tensor cores: the tile times a
-matrix of zeros with one column of ones puts the sum of step ``i`` into column ``i`` of a small accumulator. No atomics.
+A tile is ``(N, LANES)``, states first: Triton then gives a lane one channel and all its states, so sums over states stay
+inside a lane and nothing is computed twice. Tiles in memory are ``(n, d)`` for the same reason, with a pitch that the
+compiler does not know: a known one would make it spread the states over lanes, to load them in wider words.
 
-A path of ``total`` steps is cut into ``segments`` of ``stride`` steps where there are too few sequences to fill a device.
-Step ``t`` of the path lies at ``(slice, step)`` of the map (see :func:`locate`); rows and columns differ in strides only.
+Sums over channels (gradients of B and C) go through the tensor cores: a tile times a matrix of zeros with one column of
+ones adds the sums of step ``i`` to column ``i`` of an accumulator, which is stored once a chunk. There are no atomics.
+
+Positions: a path has ``total`` steps, and a long one may be cut into segments that run side by side. Step ``t`` lies at
+``(row, step)`` of the map, where a row is a slice: a row or a column of the image. ``*_at`` are strides in elements:
+batch, slice, step, channel for maps; batch, slice, step, group, state for B and C (and block of channels for their
+gradients).
 """
 
-import triton
-import triton.language as tl
+import triton  # noqa: TID253
+import triton.language as tl  # noqa: TID253
 
-CHUNK = tl.constexpr(16)  # steps between two saved states; also columns of an accumulator
+CHUNK = tl.constexpr(16)  # steps between two saved states; columns of an accumulator
 LOG2E = tl.constexpr(1.4426950408889634)
+SIZES = ["d", "room", "blocks", "per_group", "group_blocks", "segment_steps", "segments", "slices", "total", "length"]
 
 
 @triton.jit
 def sigmoid(x):
+    """Logistic function, without overflow."""
     e = tl.exp2(-tl.abs(x) * LOG2E)
     r = 1.0 / (1.0 + e)
     return tl.where(x >= 0, r, e * r)
@@ -24,16 +31,36 @@ def sigmoid(x):
 
 @triton.jit
 def softplus(x):
+    """``log(1 + exp(x))`` to float32 accuracy: ``log(1 + e) = 2 artanh(e / (2 + e))`` by its series."""
     e = tl.exp2(-tl.abs(x) * LOG2E)
-    s = e / (2.0 + e)  # log(1 + e) = 2 artanh(s), s <= 1/3
+    s = e / (2.0 + e)
     q = s * s
     tail = 1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13))))
     return tl.maximum(x, 0.0) + 2.0 * s * (1.0 + q * (1 / 3 + q * tail))
 
 
 @triton.jit
+def place(blocks, segment_steps, segments, slices, total):
+    """Sequence, batch entry, slice, segment of a program, and the first and last step of the segment."""
+    part = tl.program_id(0) // blocks
+    segment = part % segments
+    sequence = (part // segments).to(tl.int64)
+    begin = segment * segment_steps
+    return sequence, sequence // slices, sequence % slices, segment, begin, tl.minimum(begin + segment_steps, total)
+
+
+@triton.jit
+def lanes(blocks, per_group, group_blocks, LANES: tl.constexpr):
+    """Group, block inside the group, channels and mask of a program: no block holds channels of two groups."""
+    group = tl.program_id(0) % blocks // group_blocks
+    block = tl.program_id(0) % blocks % group_blocks
+    inner = block * LANES + tl.arange(0, LANES)
+    return group.to(tl.int64), block.to(tl.int64), group * per_group + inner, inner < per_group
+
+
+@triton.jit
 def locate(t, own, total, length, CARRY: tl.constexpr, REVERSE: tl.constexpr):
-    """Slice and step of position ``t`` of a path; ``own`` is the slice of a path that stays inside one."""
+    """Slice and step of position ``t``; ``own`` is the slice of a path that stays inside one."""
     if REVERSE:
         t = total - 1 - t
     if CARRY:
@@ -43,85 +70,48 @@ def locate(t, own, total, length, CARRY: tl.constexpr, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def program(blocks, segments, slices, segment_steps, total):
-    """Block of channels, sequence, its batch entry and slice, its segment and that segment's first and last step."""
-    index = tl.program_id(0)
-    rest = index // blocks
-    sequence = rest // segments
-    segment = rest % segments
-    begin = segment * segment_steps
-    return index % blocks, sequence.to(tl.int64), segment, begin, min(begin + segment_steps, total)
+def advance(row, step, length, CARRY: tl.constexpr, REVERSE: tl.constexpr):
+    """Slice and step of the next position."""
+    step += 1 - 2 * REVERSE
+    if CARRY:
+        if REVERSE:
+            row -= (step < 0).to(tl.int64)
+            step = tl.where(step < 0, length - 1, step)
+        else:
+            row += (step == length).to(tl.int64)
+            step = tl.where(step == length, 0, step)
+    return row, step
 
 
 @triton.jit
-def lanes(block, group_blocks, per_group, LANES: tl.constexpr):
-    """Group, channels and mask of a block of channels: no block holds channels of two groups."""
-    group = block // group_blocks
-    inner = (block % group_blocks) * LANES + tl.arange(0, LANES)
-    return group, group * per_group + inner, inner < per_group
+def channels(pointer, at, batch, channel):
+    """Where the channels of one image begin."""
+    return pointer + batch * at[0] + channel.to(tl.int64) * at[3]
 
 
-@triton.jit(do_not_specialize=["per_group", "blocks", "group_blocks", "segments", "segment_steps", "slices", "total", "length", "d"])
-def scan_forward(
-    u, delta, A, B, C, D, z, bias, first, y, last, saved,
-    u_at, delta_at, B_at, C_at, z_at, y_at,
-    d, per_group, blocks, group_blocks, segments, segment_steps, slices, total, length,
-    n: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, CARRY: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
-):  # fmt: skip
-    block, sequence, segment, begin, end = program(blocks, segments, slices, segment_steps, total)
-    group, channel, live = lanes(block, group_blocks, per_group, LANES)
-    batch, own = sequence // slices, sequence % slices
-    state = tl.arange(0, N)
-    held = (state < n)[:, None] & live[None, :]
-    u += batch * u_at[0] + channel * u_at[3]
-    delta += batch * delta_at[0] + channel * delta_at[3]
-    y += batch * y_at[0] + channel * y_at[3]
-    B += batch * B_at[0] + group * B_at[3] + state * B_at[4]
-    C += batch * C_at[0] + group * C_at[3] + state * C_at[4]
-    if z is not None:
-        z += batch * z_at[0] + channel * z_at[3]
-    at = state[:, None] * d + channel[None, :]
-    a = tl.load(A + at, held, 0.0) * LOG2E
-    if D is not None:
-        skip = tl.load(D + channel, live, 0.0)
-    if bias is not None:
-        shift = tl.load(bias + channel, live, 0.0)
-    h = tl.zeros((N, LANES), tl.float32)
-    if first is not None:
-        h = tl.load(first + (sequence * segments + segment) * d * n + at, held, 0.0)
+@triton.jit
+def states(pointer, at, batch, group, state):
+    """Where the states of one group of one image begin."""
+    return pointer + batch * at[0] + group * at[3] + state.to(tl.int64) * at[4]
 
-    for t in range(begin, end):
-        if saved is not None:
-            if t % CHUNK == 0:
-                chunk = sequence * tl.cdiv(total, CHUNK) + t // CHUNK
-                tl.store(saved + chunk * d * n + at, h.to(saved.dtype.element_ty), held)
-        row, step = locate(t, own, total, length, CARRY, REVERSE)
-        x = tl.load(u + row * u_at[1] + step * u_at[2], live, 0.0).to(tl.float32)
-        dt = tl.load(delta + row * delta_at[1] + step * delta_at[2], live, 0.0).to(tl.float32)
-        b = tl.load(B + row * B_at[1] + step * B_at[2], state < n, 0.0).to(tl.float32)
-        c = tl.load(C + row * C_at[1] + step * C_at[2], state < n, 0.0).to(tl.float32)
-        if bias is not None:
-            dt += shift
-        if SOFTPLUS:
-            dt = softplus(dt)
-        h = tl.exp2(dt[None, :] * a) * h + (dt * x)[None, :] * b[:, None]
-        out = tl.sum(h * c[:, None], 0)
-        if D is not None:
-            out += skip * x
-        if z is not None:
-            gate = tl.load(z + row * z_at[1] + step * z_at[2], live, 0.0).to(tl.float32)
-            out *= gate * sigmoid(gate)
-        tl.store(y + row * y_at[1] + step * y_at[2], out.to(y.dtype.element_ty), live)
 
-    if end == total:
-        tl.store(last + sequence * d * n + at, h, held)
+@triton.jit
+def load(pointer, at, row, step, mask):
+    """Read one step as float32; 0 outside the mask."""
+    return tl.load(pointer + row * at[1] + step * at[2], mask, 0.0).to(tl.float32)
+
+
+@triton.jit
+def store(pointer, at, row, step, value, mask):
+    """Write one step in the pointer's type."""
+    tl.store(pointer + row * at[1] + step * at[2], value.to(pointer.dtype.element_ty), mask)
 
 
 @triton.jit
 def add_column(total, tile, hot, TERMS: tl.constexpr):
-    """Add the channel sums of a tile to the column of ``total`` that ``hot`` marks.
+    """Add the channel sums of a tile to the column of ``total`` that is ``hot``.
 
-    Tensor cores take bfloat16; so many ``TERMS`` of it carry 8, 16 or 24 bits of the tile.
+    The tensor cores multiply bfloat16: ``TERMS`` of it carry the leading 8, 16 or 24 bits of the tile.
     """
     part = tile.to(tl.bfloat16)
     total = tl.dot(part, hot, total)
@@ -132,118 +122,264 @@ def add_column(total, tile, hot, TERMS: tl.constexpr):
     return total
 
 
-@triton.jit(do_not_specialize=["per_group", "blocks", "group_blocks", "segments", "segment_steps", "slices", "total", "length", "d", "width"])
-def scan_backward(
-    u, delta, A, B, C, D, z, bias, dy, later, saved, scratch, du, ddelta, dB, dC, dz, sums, dfirst,
-    u_at, delta_at, B_at, C_at, z_at, dy_at, du_at, ddelta_at, dB_at, dC_at, dz_at,
-    d, width, per_group, blocks, group_blocks, segments, segment_steps, slices, total, length,
-    n: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, TERMS: tl.constexpr,
+@triton.jit(do_not_specialize=SIZES)
+def scan_forward(
+    u, delta, A, B, C, D, z, bias, first, y, last, saved,
+    u_at, delta_at, B_at, C_at, z_at, y_at,
+    d, blocks, per_group, group_blocks, segment_steps, segments, slices, total, length,
+    n: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr,
     CARRY: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    block, sequence, segment, begin, end = program(blocks, segments, slices, segment_steps, total)
-    group, channel, live = lanes(block, group_blocks, per_group, LANES)
-    batch, own = sequence // slices, sequence % slices
+    """Outputs and last states; states before every chunk go to ``saved``, where that is given."""
+    sequence, batch, own, segment, begin, end = place(blocks, segment_steps, segments, slices, total)
+    group, _, channel, live = lanes(blocks, per_group, group_blocks, LANES)
     state = tl.arange(0, N)
-    held = (state < n)[:, None] & live[None, :]
+    real = state < n
+    held = real[:, None] & live[None, :]
     at = state[:, None] * d + channel[None, :]
-    u += batch * u_at[0] + channel * u_at[3]
-    delta += batch * delta_at[0] + channel * delta_at[3]
-    dy += batch * dy_at[0] + channel * dy_at[3]
-    du += batch * du_at[0] + channel * du_at[3]
-    ddelta += batch * ddelta_at[0] + channel * ddelta_at[3]
-    B += batch * B_at[0] + group * B_at[3] + state * B_at[4]
-    C += batch * C_at[0] + group * C_at[3] + state * C_at[4]
-    inner = (block % group_blocks).to(tl.int64)
-    dB += inner * dB_at[5] + batch * dB_at[0] + group * dB_at[3] + state[:, None] * dB_at[4]
-    dC += inner * dC_at[5] + batch * dC_at[0] + group * dC_at[3] + state[:, None] * dC_at[4]
+    u = channels(u, u_at, batch, channel)
+    delta = channels(delta, delta_at, batch, channel)
+    y = channels(y, y_at, batch, channel)
+    B = states(B, B_at, batch, group, state)
+    C = states(C, C_at, batch, group, state)
     if z is not None:
-        z += batch * z_at[0] + channel * z_at[3]
-        dz += batch * dz_at[0] + channel * dz_at[3]
+        z = channels(z, z_at, batch, channel)
     a = tl.load(A + at, held, 0.0) * LOG2E
     if D is not None:
         skip = tl.load(D + channel, live, 0.0)
     if bias is not None:
         shift = tl.load(bias + channel, live, 0.0)
-    slot = tl.arange(0, CHUNK)
-    pad = state[:, None] * width + tl.arange(0, LANES)[None, :]
-    scratch += tl.program_id(0).to(tl.int64) * LANES
-    g = tl.zeros((N, LANES), tl.float32)
+    h = tl.zeros((N, LANES), tl.float32)
+    if first is not None:
+        h = tl.load(first + (sequence * segments + segment) * n * d + at, held, 0.0)
+    row, step = locate(begin, own, total, length, CARRY, REVERSE)
+    for t in range(begin, end):
+        if saved is not None:
+            if t % CHUNK == 0:
+                chunk = sequence * tl.cdiv(total, CHUNK) + t // CHUNK
+                tl.store(saved + chunk * n * d + at, h.to(saved.dtype.element_ty), held)
+        x = load(u, u_at, row, step, live)
+        dt = load(delta, delta_at, row, step, live)
+        b = load(B, B_at, row, step, real)
+        c = load(C, C_at, row, step, real)
+        if bias is not None:
+            dt += shift
+        if SOFTPLUS:
+            dt = softplus(dt)
+        h = tl.exp2(dt[None, :] * a) * h + (dt * x)[None, :] * b[:, None]
+        out = tl.sum(h * c[:, None], 0)
+        if D is not None:
+            out += skip * x
+        if z is not None:
+            gate = load(z, z_at, row, step, live)
+            out *= gate * sigmoid(gate)
+        store(y, y_at, row, step, out, live)
+        row, step = advance(row, step, length, CARRY, REVERSE)
+    if end == total:
+        tl.store(last + sequence * n * d + at, h, held)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def scan_backward(
+    u, delta, A, B, C, D, z, bias, dy, later, saved, scratch, du, ddelta, dB, dC, dz, sums, dfirst,
+    u_at, delta_at, B_at, C_at, z_at, dy_at, du_at, ddelta_at, dB_at, dC_at, dz_at,
+    d, room, blocks, per_group, group_blocks, segment_steps, segments, slices, total, length,
+    n: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, TERMS: tl.constexpr,
+    CARRY: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """All gradients: chunks from last to first, each run forwards into ``scratch``, then backwards.
+
+    Gradients of B and C are sums over this block of channels; ``sums`` ``(sequence, segment, n + 2, d)`` holds those of
+    A (n), D and the bias over this path. ``room`` is the size of a program's scratch.
+    """
+    sequence, batch, own, segment, begin, end = place(blocks, segment_steps, segments, slices, total)
+    group, block, channel, live = lanes(blocks, per_group, group_blocks, LANES)
+    state = tl.arange(0, N)
+    real = state < n
+    held = real[:, None] & live[None, :]
+    at = state[:, None] * d + channel[None, :]
+    u = channels(u, u_at, batch, channel)
+    delta = channels(delta, delta_at, batch, channel)
+    dy = channels(dy, dy_at, batch, channel)
+    du = channels(du, du_at, batch, channel)
+    ddelta = channels(ddelta, ddelta_at, batch, channel)
+    B = states(B, B_at, batch, group, state)
+    C = states(C, C_at, batch, group, state)
+    dB = states(dB, dB_at, batch, group, state[:, None]) + block * dB_at[5]
+    dC = states(dC, dC_at, batch, group, state[:, None]) + block * dC_at[5]
+    scratch += tl.program_id(0).to(tl.int64) * room + state[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    if z is not None:
+        z = channels(z, z_at, batch, channel)
+        dz = channels(dz, dz_at, batch, channel)
+    a = tl.load(A + at, held, 0.0) * LOG2E
+    if D is not None:
+        skip = tl.load(D + channel, live, 0.0)
+    if bias is not None:
+        shift = tl.load(bias + channel, live, 0.0)
+    g = tl.zeros((N, LANES), tl.float32)  # exp(delta A) times the gradient of the state, from the step after
     if later is not None:
-        g = tl.load(later + (sequence * segments + segment) * d * n + at, held, 0.0)
+        g = tl.load(later + (sequence * segments + segment) * n * d + at, held, 0.0)
     dA = tl.zeros((N, LANES), tl.float32)
     dD = tl.zeros((LANES,), tl.float32)
     dbias = tl.zeros((LANES,), tl.float32)
+    column = tl.arange(0, CHUNK)
     chunks = tl.cdiv(end - begin, CHUNK)
     for k in range(chunks):
         start = begin + (chunks - 1 - k) * CHUNK
-        steps = min(CHUNK, end - start)
+        steps = tl.minimum(CHUNK, end - start)
         chunk = sequence * tl.cdiv(total, CHUNK) + start // CHUNK
-        h = tl.load(saved + chunk * d * n + at, held, 0.0).to(tl.float32)
+        h = tl.load(saved + chunk * n * d + at, held, 0.0).to(tl.float32)
+        row, step = locate(start, own, total, length, CARRY, REVERSE)
         for i in range(steps):
-            tl.store(scratch + i * (N * width) + pad, h.to(scratch.dtype.element_ty))
-            row, step = locate(start + i, own, total, length, CARRY, REVERSE)
-            x = tl.load(u + row * u_at[1] + step * u_at[2], live, 0.0).to(tl.float32)
-            dt = tl.load(delta + row * delta_at[1] + step * delta_at[2], live, 0.0).to(tl.float32)
-            b = tl.load(B + row * B_at[1] + step * B_at[2], state < n, 0.0).to(tl.float32)
+            tl.store(scratch + i * (N * LANES), h.to(scratch.dtype.element_ty))
+            x = load(u, u_at, row, step, live)
+            dt = load(delta, delta_at, row, step, live)
+            b = load(B, B_at, row, step, real)
             if bias is not None:
                 dt += shift
             if SOFTPLUS:
                 dt = softplus(dt)
             h = tl.exp2(dt[None, :] * a) * h + (dt * x)[None, :] * b[:, None]
+            row, step = advance(row, step, length, CARRY, REVERSE)
         tl.debug_barrier()
         sum_B = tl.zeros((N, CHUNK), tl.float32)
         sum_C = tl.zeros((N, CHUNK), tl.float32)
+        row, step = locate(start + steps - 1, own, total, length, CARRY, REVERSE)
         for j in range(steps):
             i = steps - 1 - j
-            row, step = locate(start + i, own, total, length, CARRY, REVERSE)
-            x = tl.load(u + row * u_at[1] + step * u_at[2], live, 0.0).to(tl.float32)
-            raw = tl.load(delta + row * delta_at[1] + step * delta_at[2], live, 0.0).to(tl.float32)
-            b = tl.load(B + row * B_at[1] + step * B_at[2], state < n, 0.0).to(tl.float32)
-            c = tl.load(C + row * C_at[1] + step * C_at[2], state < n, 0.0).to(tl.float32)
-            gy = tl.load(dy + row * dy_at[1] + step * dy_at[2], live, 0.0).to(tl.float32)
-            before = tl.load(scratch + i * (N * width) + pad).to(tl.float32)
+            x = load(u, u_at, row, step, live)
+            raw = load(delta, delta_at, row, step, live)
+            b = load(B, B_at, row, step, real)
+            c = load(C, C_at, row, step, real)
+            gy = load(dy, dy_at, row, step, live)
+            before = tl.load(scratch + i * (N * LANES)).to(tl.float32)
             if bias is not None:
                 raw += shift
             dt = raw
             if SOFTPLUS:
                 dt = softplus(raw)
             if z is not None:
-                gate = tl.load(z + row * z_at[1] + step * z_at[2], live, 0.0).to(tl.float32)
-                open = sigmoid(gate)
+                gate = load(z, z_at, row, step, live)
+                opened = sigmoid(gate)
                 out = tl.sum(h * c[:, None], 0)
                 if D is not None:
                     out += skip * x
-                dgate = gy * out * open * (1.0 + gate * (1.0 - open))
-                tl.store(dz + row * dz_at[1] + step * dz_at[2], dgate.to(dz.dtype.element_ty), live)
-                gy *= gate * open
-            hot = tl.where(slot[None, :] == i, 1.0, 0.0).to(tl.bfloat16)
-            hot = tl.broadcast_to(hot, (LANES, CHUNK))
+                store(dz, dz_at, row, step, gy * out * opened * (1.0 + gate * (1.0 - opened)), live)
+                gy *= gate * opened
             dh = g + gy[None, :] * c[:, None]
+            hot = tl.broadcast_to(tl.where(column[None, :] == i, 1.0, 0.0).to(tl.bfloat16), (LANES, CHUNK))
             sum_C = add_column(sum_C, gy[None, :] * h, hot, TERMS)
             sum_B = add_column(sum_B, (dt * x)[None, :] * dh, hot, TERMS)
-            dx = tl.sum(dh * b[:, None], 0)
+            ddtu = tl.sum(dh * b[:, None], 0)
             g = tl.exp2(dt[None, :] * a) * dh
             q = g * before
             dA += dt[None, :] * q
-            ddt = x * dx + tl.sum(a * q, 0) * (1 / LOG2E)
-            dx *= dt
+            dx = dt * ddtu
+            ddt = x * ddtu + tl.sum(a * q, 0) * (1 / LOG2E)
             if D is not None:
                 dx += skip * gy
                 dD += x * gy
             if SOFTPLUS:
                 ddt *= sigmoid(raw)
             dbias += ddt
-            tl.store(du + row * du_at[1] + step * du_at[2], dx.to(du.dtype.element_ty), live)
-            tl.store(ddelta + row * ddelta_at[1] + step * ddelta_at[2], ddt.to(ddelta.dtype.element_ty), live)
+            store(du, du_at, row, step, dx, live)
+            store(ddelta, ddelta_at, row, step, ddt, live)
             h = before
-        row, step = locate(start + slot, own, total, length, CARRY, REVERSE)
-        wanted = (state < n)[:, None] & (slot < steps)[None, :]
-        tl.store(dB + (row * dB_at[1] + step * dB_at[2])[None, :], sum_B.to(dB.dtype.element_ty), wanted)
-        tl.store(dC + (row * dC_at[1] + step * dC_at[2])[None, :], sum_C.to(dC.dtype.element_ty), wanted)
-    sums += (sequence * segments + segment) * d * (n + 2)
+            row, step = advance(row, step, length, CARRY, not REVERSE)
+        rows, at_step = locate(start + column, own, total, length, CARRY, REVERSE)
+        wanted = real[:, None] & (column < steps)[None, :]
+        tl.store(dB + (rows * dB_at[1] + at_step * dB_at[2])[None, :], sum_B.to(dB.dtype.element_ty), wanted)
+        tl.store(dC + (rows * dC_at[1] + at_step * dC_at[2])[None, :], sum_C.to(dC.dtype.element_ty), wanted)
+        tl.debug_barrier()
+    sums += (sequence * segments + segment) * (n + 2) * d
     tl.store(sums + at, dA, held)
     tl.store(sums + n * d + channel, dD, live)
     tl.store(sums + (n + 1) * d + channel, dbias, live)
     if dfirst is not None:
         if begin == 0:
-            tl.store(dfirst + sequence * d * n + at, g, held)
+            tl.store(dfirst + sequence * n * d + at, g, held)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def segment_ends(
+    u, delta, A, B, C, z, bias, dy, ends, spans,
+    u_at, delta_at, B_at, C_at, z_at, dy_at,
+    d, blocks, per_group, group_blocks, segment_steps, segments, slices, total, length,
+    n: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr,
+    CARRY: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """What a segment leaves behind if it starts from nothing, and the sum of its step sizes.
+
+    That is its last state; with ``dy``, the gradient that it hands to the segment before.
+    """
+    sequence, batch, own, segment, begin, end = place(blocks, segment_steps, segments, slices, total)
+    group, _, channel, live = lanes(blocks, per_group, group_blocks, LANES)
+    state = tl.arange(0, N)
+    real = state < n
+    held = real[:, None] & live[None, :]
+    at = state[:, None] * d + channel[None, :]
+    delta = channels(delta, delta_at, batch, channel)
+    if dy is not None:
+        dy = channels(dy, dy_at, batch, channel)
+        C = states(C, C_at, batch, group, state)
+        if z is not None:
+            z = channels(z, z_at, batch, channel)
+        row, step = locate(end - 1, own, total, length, CARRY, REVERSE)
+    else:
+        u = channels(u, u_at, batch, channel)
+        B = states(B, B_at, batch, group, state)
+        row, step = locate(begin, own, total, length, CARRY, REVERSE)
+    a = tl.load(A + at, held, 0.0) * LOG2E
+    if bias is not None:
+        shift = tl.load(bias + channel, live, 0.0)
+    x = tl.zeros((N, LANES), tl.float32)
+    span = tl.zeros((LANES,), tl.float32)
+    for _ in range(begin, end):
+        dt = load(delta, delta_at, row, step, live)
+        if bias is not None:
+            dt += shift
+        if SOFTPLUS:
+            dt = softplus(dt)
+        e = tl.exp2(dt[None, :] * a)
+        if dy is not None:
+            gy = load(dy, dy_at, row, step, live)
+            c = load(C, C_at, row, step, real)
+            if z is not None:
+                gate = load(z, z_at, row, step, live)
+                gy *= gate * sigmoid(gate)
+            x = e * (x + gy[None, :] * c[:, None])
+            row, step = advance(row, step, length, CARRY, not REVERSE)
+        else:
+            dtu = dt * load(u, u_at, row, step, live)
+            b = load(B, B_at, row, step, real)
+            x = e * x + dtu[None, :] * b[:, None]
+            row, step = advance(row, step, length, CARRY, REVERSE)
+        span += dt
+    part = sequence * segments + segment
+    tl.store(ends + part * n * d + at, x, held)
+    tl.store(spans + part * d + channel, span, live)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def chain_segments(
+    A, start, ends, spans, d, blocks, segments, n: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, BACK: tl.constexpr
+):
+    """Replace what every segment leaves behind by what enters it; ``start`` enters the first, or ``BACK`` the last."""
+    sequence = (tl.program_id(0) // blocks).to(tl.int64)
+    channel = tl.program_id(0) % blocks * LANES + tl.arange(0, LANES)
+    live = channel < d
+    state = tl.arange(0, N)
+    held = (state < n)[:, None] & live[None, :]
+    at = state[:, None] * d + channel[None, :]
+    a = tl.load(A + at, held, 0.0) * LOG2E
+    x = tl.zeros((N, LANES), tl.float32)
+    if start is not None:
+        x = tl.load(start + sequence * n * d + at, held, 0.0)
+    for i in range(segments):
+        part = sequence * segments + i
+        if BACK:
+            part = sequence * segments + (segments - 1 - i)
+        end = tl.load(ends + part * n * d + at, held, 0.0)
+        span = tl.load(spans + part * d + channel, live, 0.0)
+        tl.store(ends + part * n * d + at, x, held)
+        x = tl.exp2(span[None, :] * a) * x + end
