@@ -205,23 +205,44 @@ SQUARE = [(4, 256, 256, 144), (4, 128, 128, 288), (4, 64, 64, 576), (1, 720, 128
 
 
 def tuning(backend) -> None:
-    """Times of the lane widths that could serve a channel count."""
+    """Times of settings that a plan could choose."""
     from slicescan.ops.backends.cuda import plan
 
-    chosen = plan._lane_width
+    width, variant, steps = plan._lane_width, backend.backward_variant, dict(plan.TILE_STEPS)
 
-    def tune(width):
-        plan._lane_width = chosen if width is None else lambda *_: width
+    def tune(setting):
+        plan._lane_width, backend.backward_variant = width, variant
+        plan.TILE_STEPS.update(steps)
+        if "lanes" in setting:
+            plan._lane_width = lambda *_: setting["lanes"]
+        if "steps" in setting:
+            plan.TILE_STEPS.update(dict.fromkeys(steps, setting["steps"]))
+        macros = {k: v for k, v in setting.items() if k.isupper()}
+        if macros:
+            def changed(p):
+                m, warps, own = variant(p)
+                return tuple({**dict(m), **macros}.items()), warps, own
+            backend.backward_variant = changed
         plan._plan.cache_clear()
 
-    rows = [(f"{shape} lanes {width}", shape, t, odd, width) for shape, t, odd, width in (
-        (SQUARE[0], "bf16", 0, 16), (SQUARE[0], "bf16", 0, 32), (SQUARE[1], "bf16", 0, 32), (SQUARE[2], "bf16", 0, 32),
-        (SQUARE[3], "bf16", 0, 8), (SQUARE[3], "bf16", 0, 16), (SQUARE[3], "bf16", 0, 32),
-        ((16, 192, 192, 24), "bf16", 0, 8), ((16, 192, 192, 24), "bf16", 0, 16), ((16, 192, 192, 24), "bf16", 0, 32),
-        ((16, 192, 192, 24), "bf16", 1, None), ((16, 192, 192, 24), "fp32", 0, 32), (SQUARE[0], "fp32", 0, 16),
-        (SQUARE[0], "fp32", 0, 32), (SQUARE[1], "fp32", 0, 32), (SQUARE[1], "fp16", 0, 32))]  # fmt: skip
-    times(backend, rows, tune)
-    tune(None)
+    rows = [
+        (SQUARE[1], "bf16", 0, {}), (SQUARE[1], "bf16", 0, {"AT_ONCE": 1}), (SQUARE[1], "bf16", 0, {"AT_ONCE": 4}),
+        (SQUARE[0], "bf16", 0, {"lanes": 32}), (SQUARE[0], "bf16", 0, {"lanes": 16}), (SQUARE[2], "bf16", 0, {}),
+        (SQUARE[1], "bf16", 0, {"steps": 4}), (SQUARE[1], "fp32", 0, {"steps": 4}), (SQUARE[1], "fp32", 0, {"steps": 8}),
+        (SQUARE[1], "fp16", 0, {"steps": 4}), ((16, 192, 192, 24), "bf16", 1, {}), ((16, 192, 192, 24), "fp32", 0, {"steps": 4}),
+    ]  # fmt: skip
+    times(backend, [(f"{shape} {setting}", shape, t, odd, setting) for shape, t, odd, setting in rows], tune)
+    tune({})
+
+
+def profile(backend) -> None:
+    """One launch of each kernel, for a profiler to watch."""
+    for shape in SQUARE[1:2]:
+        call = make(shape, without="initial_state")
+        backend.forward(call, save=False)
+        saved = backend.forward(call, save=True)[2]
+        backend.backward(call, saved, call.u, None)
+    torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -234,6 +255,8 @@ def main() -> None:
     if "equal" in wanted:
         same_bits(cuda)
     print(f"{time.perf_counter() - start:.0f} s", flush=True)
+    if "profile" in wanted:
+        profile(cuda)
     if "tune" in wanted:
         tuning(cuda)
     if "times" in wanted:

@@ -8,7 +8,7 @@ from torch import Tensor
 from slicescan.ops.backends.cuda import driver, nvrtc
 from slicescan.ops.backends.cuda.plan import (
     KINDS,
-    STEPS,
+    TILE_STEPS,
     Plan,
     backward_variant,
     forward_variant,
@@ -70,7 +70,7 @@ def saved_spec(call: ScanCall) -> tuple[tuple[int, ...], torch.dtype]:
     sequences, length, _ = sequence_shape(call)
     nl, ns = states_per_lane(call.A.shape[1])
     dtype = torch.bfloat16 if call.u.dtype == torch.bfloat16 else torch.float32
-    return (sequences, (length + STEPS - 1) // STEPS, call.u.shape[3], nl * ns), dtype
+    return (sequences, -(-length // TILE_STEPS[call.u.dtype]), call.u.shape[3], nl * ns), dtype
 
 
 def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
@@ -93,7 +93,7 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
     macros, warps, own = backward_variant(plan)
     blocks = -(-plan.channel_warps // warps)
     direct = blocks == 1
-    mixing = call.A.new_empty(0 if direct else plan.groups * blocks * sequences * plan.tiles * STEPS * 2 * plan.nt)
+    mixing = call.A.new_empty(0 if direct else plan.groups * blocks * sequences * plan.tiles * plan.steps * 2 * plan.nt)
     rows = plan.unit_groups
     params = call.A.new_empty((rows, d * (n + 2)))
     u, delta, dy, du, ddelta, *gate = _located(plan, maps)
@@ -109,7 +109,7 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
     driver.launch(call.u.device.index, "backward", "scan_backward", macros, warps * own + 16, grid, 32 * warps, words)
     if not direct:
         words = [*size, *located_mixes[2], *located_mixes[3], mixing.data_ptr()]
-        work = plan.groups * sequences * plan.tiles * STEPS * plan.nt // 2
+        work = plan.groups * sequences * plan.tiles * plan.steps * plan.nt // 2
         driver.launch(call.u.device.index, "reduce", "sum_mixing", _reduce_macros(plan), 0, (-(-work // 256), 1), 256, words)
     _sum_parameters(call, plan, params, grads)
     return grads

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slicescan.ops.call import ScanCall
 
-STEPS = 8  # of a tile
+TILE_STEPS = {torch.bfloat16: 8, torch.float16: 8, torch.float32: 8}  # steps of a tile, between checkpoints
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 _REGION = 227 * 1024  # shared memory of a multiprocessor, a block's own kilobyte left out below
 # Time of a lane when 1, 2 or 4 sequences share a warp: their B and C come from as many places of shared memory.
@@ -70,12 +70,13 @@ class Plan:
     groups: int
     n: int
     nt: int
+    steps: int
     element_size: int
 
     @property
     def tiles(self) -> int:
         """Tiles of a sequence."""
-        return -(-self.length // STEPS)
+        return -(-self.length // self.steps)
 
     @property
     def unit_groups(self) -> int:
@@ -151,13 +152,13 @@ def _plan(steps: Steps, groups: int, n: int, dtype: torch.dtype, flags: tuple[bo
     )
     lanes = _lane_width(d // groups, 32 // ns, sequences)
     macros = {
-        "KIND": KINDS[dtype], "N": n, "NL": nl, "NS": ns, "TS": STEPS, "GU": map_bytes, "GB": mix_bytes,
+        "KIND": KINDS[dtype], "N": n, "NL": nl, "NS": ns, "TS": TILE_STEPS[dtype], "GU": map_bytes, "GB": mix_bytes,
         "WIDE": int(wide), "CARRY": int(two_levels), "HAS_Z": int(flags[0]), "SOFTPLUS": int(flags[1]), "LANES": lanes,
     }  # fmt: skip
     return Plan(
         macros=tuple(macros.items()), lanes=lanes, places=tuple((o * size, tuple(p)) for o, p in places),
         sequences=sequences, slices=kernel_slices, length=length, slice_length=slice_length, channels=d, groups=groups,
-        n=n, nt=nl * ns, element_size=size,
+        n=n, nt=nl * ns, steps=TILE_STEPS[dtype], element_size=size,
     )  # fmt: skip
 
 
@@ -183,7 +184,7 @@ def _lane_width(channels: int, row: int, sequences: int) -> int:
 def forward_variant(plan: Plan, save: bool) -> tuple[tuple[tuple[str, int], ...], int, int]:
     """Macros, warps a block and bytes of shared memory a warp of the forward kernel."""
     m = dict(plan.macros)
-    tile, packed = STEPS * (32 // m["NS"]), plan.packed
+    tile, packed = plan.steps * (32 // m["NS"]), plan.packed
     own = _mix_bytes(m, packed) + 2 * (3 if m["HAS_Z"] else 2) * tile * plan.element_size
     warps = 3
     lean = m["GU"] == m["GB"] == 16 and not m["WIDE"] and not m["CARRY"] and m["NL"] <= 16
@@ -194,12 +195,12 @@ def forward_variant(plan: Plan, save: bool) -> tuple[tuple[tuple[str, int], ...]
 def backward_variant(plan: Plan) -> tuple[tuple[tuple[str, int], ...], int, int]:
     """Macros, warps a block and bytes of shared memory a warp of the backward kernel."""
     m = dict(plan.macros)
-    row, packed = 32 // m["NS"], plan.packed
+    row, packed, steps = 32 // m["NS"], plan.packed, plan.steps
     states = m["NL"] * (2 if m["KIND"] == 0 else 4)
-    own = STEPS * 32 * states + STEPS * 32 * (12 if m["KIND"] == 0 else 16) + 32 * states
-    own += (4 if m["HAS_Z"] else 3) * STEPS * row * plan.element_size + _mix_bytes(m, packed)
+    own = steps * 32 * states + steps * 32 * (12 if m["KIND"] == 0 else 16) + 32 * states
+    own += (4 if m["HAS_Z"] else 3) * steps * row * plan.element_size + _mix_bytes(m, packed)
     short = m["KIND"] == 0 and packed > 1
-    own += 2 * (STEPS + 1) * packed * (plan.nt if short else 2 * plan.nt) * 4
+    own += 2 * (steps + 1) * packed * (plan.nt if short else 2 * plan.nt) * 4
     warps = min((4, 3, 2, 1), key=lambda w: -(-plan.channel_warps // w) * w)
     blocks = max(1, min(12 // warps, _REGION // (own * warps + 1040)))
     direct = int(plan.channel_warps <= warps)
@@ -209,5 +210,5 @@ def backward_variant(plan: Plan) -> tuple[tuple[tuple[str, int], ...], int, int]
 
 def _mix_bytes(m: dict[str, int], packed: int) -> int:
     size = 4 if m["KIND"] == 2 else 2
-    tile = packed * (STEPS * 2 * m["NL"] * m["NS"] + (4 if packed > 1 else 0)) * 4
-    return tile + -(-packed * STEPS * 2 * m["N"] * size // 16) * 16
+    tile = packed * (m["TS"] * 2 * m["NL"] * m["NS"] + (4 if packed > 1 else 0)) * 4
+    return tile + -(-packed * m["TS"] * 2 * m["N"] * size // 16) * 16

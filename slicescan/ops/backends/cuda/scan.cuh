@@ -208,7 +208,9 @@ DI void load_channel(Channel& c, const float* A, const float* D, const float* bi
 // Steps beyond the end of a sequence must leave the state alone: their raw step size becomes one whose softplus is 0.
 DI void close_steps(T* raw_steps, int left) {
 #if SOFTPLUS
-  if (left < TS) for (int k = left < 0 ? 0 : left; k < TS; k++) raw_steps[k * RW] = put(-1e30f);
+  if (left < TS) {
+    _Pragma("unroll 1") for (int k = left < 0 ? 0 : left; k < TS; k++) raw_steps[k * RW] = put(-1e30f);
+  }
 #endif
 }
 
