@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slicescan.checkpoint import CheckpointError, load_weights, read_checkpoint, write_checkpoint
+from slicescan.layers.memory_order import ordered_like
 
 
 @dataclass(frozen=True)
@@ -286,11 +287,11 @@ class Restorer(nn.Module):
 
 
 def _crop(y: Tensor, x: Tensor, padded: Tensor) -> Tensor:
-    """The part of ``y``, made from ``padded``, that belongs to ``x``; partial pixels are kept."""
+    """The part of ``y``, made from ``padded``, that belongs to ``x``, partial pixels included, in its memory order."""
     h, w = (
         -(-size * made // whole) for size, made, whole in zip(x.shape[2:], y.shape[2:], padded.shape[2:], strict=True)
     )
-    return y[:, :, :h, :w]
+    return ordered_like(y[:, :, :h, :w], x)
 
 
 def _bind(cls: type, args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from slicescan.layers import AFF, KLFF, SS2D, Downsample, GatedDconvFFN, InterVSSM, IntraVSSM, LayerNorm2d, Upsample
 from slicescan.layers.block import FeedForwardBlock, ScanBlock
+from slicescan.layers.memory_order import channels_last
 from slicescan.layers.norm import BiasFreeNorm2d
 from slicescan.models.base import Detected, ModelRecord, Reconstruction, Restorer, WeightSource
 
@@ -166,6 +167,7 @@ class XYScanNet(Restorer):
 
     def levels(self, x: Tensor) -> list[Tensor]:
         """Embed, encode, fuse, decode ``(b, in_chans, h, w)``; the decoder's maps at 1, 1/2 and 1/4 of the size."""
+        x = channels_last(x)  # what the scans want; convolutions follow
         e1 = self.run_blocks(self.encoder_level1, self.patch_embed(x))
         e2 = self.run_blocks(self.encoder_level2, self.down1_2(e1))
         e3 = self.run_blocks(self.encoder_level3, self.down2_3(e2))

@@ -56,7 +56,8 @@ def model(request) -> Restorer:
 @torch.no_grad()
 def test_any_size_comes_back_as_it_went_in(model, b, h, w):
     y = model(images(b, 3, h, w))
-    assert y.shape == (b, 3, h * model.scale, w * model.scale) and y.dtype == torch.float32 and y.isfinite().all()
+    assert y.shape == (b, 3, h * model.scale, w * model.scale) and y.dtype == torch.float32 and y.is_contiguous()
+    assert y.isfinite().all()
 
 
 @torch.no_grad()
