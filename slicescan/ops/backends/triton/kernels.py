@@ -16,7 +16,6 @@ gradients).
 import triton  # noqa: TID253
 import triton.language as tl  # noqa: TID253
 
-CHUNK = tl.constexpr(16)  # steps between two saved states; columns of an accumulator
 LOG2E = tl.constexpr(1.4426950408889634)
 SIZES = ["d", "room", "blocks", "per_group", "group_blocks", "segment_steps", "segments", "slices", "total", "length"]
 
@@ -111,8 +110,11 @@ def store(pointer, at, row, step, value, mask):
 def add_column(total, tile, hot, TERMS: tl.constexpr):
     """Add the channel sums of a tile to the column of ``total`` that is ``hot``.
 
-    The tensor cores multiply bfloat16: ``TERMS`` of it carry the leading 8, 16 or 24 bits of the tile.
+    The tensor cores multiply bfloat16: ``TERMS`` of it carry the leading 8, 16 or 24 bits of the tile. Triton's
+    interpreter cannot: with no terms, the product is one of float32.
     """
+    if TERMS == 0:
+        return tl.dot(tile, hot.to(tl.float32), total)
     part = tile.to(tl.bfloat16)
     total = tl.dot(part, hot, total)
     for _ in tl.static_range(TERMS - 1):
@@ -127,7 +129,7 @@ def scan_forward(
     u, delta, A, B, C, D, z, bias, first, y, last, saved,
     u_at, delta_at, B_at, C_at, z_at, y_at,
     d, blocks, per_group, group_blocks, segment_steps, segments, slices, total, length,
-    n: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr,
+    n: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr,
     CARRY: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """Outputs and last states; states before every chunk go to ``saved``, where that is given."""
@@ -184,7 +186,7 @@ def scan_backward(
     u, delta, A, B, C, D, z, bias, dy, later, saved, scratch, du, ddelta, dB, dC, dz, sums, dfirst,
     u_at, delta_at, B_at, C_at, z_at, dy_at, du_at, ddelta_at, dB_at, dC_at, dz_at,
     d, room, blocks, per_group, group_blocks, segment_steps, segments, slices, total, length,
-    n: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, TERMS: tl.constexpr,
+    n: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr, TERMS: tl.constexpr,
     CARRY: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """All gradients: chunks from last to first, each run forwards into ``scratch``, then backwards.
