@@ -1,0 +1,185 @@
+"""Synthetic motion blur: sharp photographs in, pairs of a blurred and a sharp patch out, made on any device in batches."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slicescan.engine.config import BlurSection, DataSection
+from slicescan.engine.jpeg import jpeg
+from slicescan.engine.words import draw_word
+
+GAMMA = 2.2
+"""Light is the displayed value to this power."""
+
+MARGIN = 16
+"""Pixels around a patch that the camera may sweep over."""
+
+
+class SyntheticMotionBlur:
+    """Cut patches from photographs and expose them along the path of a shaking camera.
+
+    The camera follows a damped random walk or a straight line and turns a little; the exposure is the mean of the light
+    at ``positions`` places of the path. The sharp patch is the one at the centre of the path, so that a network has no
+    shift to learn. Noise, highlights that saturate, JPEG and 8-bit rounding follow. The same seed and step give the
+    same batch.
+
+    Args:
+        photos: uint8 images ``(3, h, w)``, at least ``patch + 32`` pixels high and wide.
+        data: Patches.
+        blur: Motion and what follows it.
+        seed: Draws of all batches.
+        device: Where batches are made; photographs are moved there.
+
+    Raises:
+        ValueError: A photograph is too small, or there is none.
+
+    Example:
+        >>> photo = torch.randint(0, 256, (3, 80, 90), dtype=torch.uint8)
+        >>> source = SyntheticMotionBlur([photo], DataSection(patch=32, batch=2), BlurSection())
+        >>> blurred, sharp = source.batch(step=0)
+        >>> blurred.shape, sharp.shape
+        (torch.Size([2, 3, 32, 32]), torch.Size([2, 3, 32, 32]))
+    """
+
+    def __init__(
+        self,
+        photos: Sequence[Tensor],
+        data: DataSection,
+        blur: BlurSection,
+        *,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ):
+        self.data, self.blur, self.seed, self.device = data, blur, seed, torch.device(device)
+        self.side = data.patch + 2 * MARGIN
+        if not photos:
+            raise ValueError("there are no photographs to blur")
+        for photo in photos:
+            if min(photo.shape[1:]) < self.side:
+                raise ValueError(f"a photograph of {tuple(photo.shape[1:])} is too small for crops of {self.side}")
+        self.photos = [photo.to(self.device) for photo in photos]
+        self.sizes = torch.tensor([photo.shape[1] * photo.shape[2] for photo in photos], dtype=torch.float64)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Pair number ``step``: blurred and sharp, ``(batch, 3, patch, patch)`` each, float32 in [0, 1] in 255 steps."""
+        draw = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
+        crops = torch.stack([self._crop(draw) for _ in range(self.data.batch)])
+        light = self._highlights(crops.pow(GAMMA), draw)
+        paths, angles = self._motions(draw)
+        exposed = expose(light, paths.to(self.device), angles.to(self.device))
+        blurred = exposed.clamp(0, 1).pow(1 / GAMMA)
+        sharp = light.clamp(0, 1).pow(1 / GAMMA)
+        blurred, sharp = (x[..., MARGIN:-MARGIN, MARGIN:-MARGIN] for x in (blurred, sharp))
+        return self._record(blurred, draw), to_8_bits(sharp)
+
+    def _crop(self, draw: torch.Generator) -> Tensor:
+        """One crop with its margin, turned and mirrored at random."""
+        index = int(torch.multinomial(self.sizes, 1, generator=draw))
+        photo = self.photos[index]
+        most = min(self.data.shrink, min(photo.shape[1:]) / self.side)
+        factor = 1 + (most - 1) * _uniform(draw).item() if _chance(0.5, draw) and most > 1 else 1.0
+        side = int(self.side * factor)
+        top, left = (int(_uniform(draw).item() * (size - side + 1)) for size in photo.shape[1:])
+        crop = photo[:, top : top + side, left : left + side].float() / 255
+        if side != self.side:
+            crop = F.interpolate(crop[None], (self.side, self.side), mode="bilinear", antialias=True)[0]
+        turns, mirror = int(torch.randint(4, (), generator=draw)), _chance(0.5, draw)
+        crop = crop.rot90(turns, (1, 2))
+        crop = crop.flip(2) if mirror else crop
+        return draw_word(crop, draw) if _chance(self.data.words, draw) else crop
+
+    def _highlights(self, light: Tensor, draw: torch.Generator) -> Tensor:
+        """Make the brightest parts of some patches up to four times brighter, so that their traces saturate."""
+        gains = 1 + 3 * _uniform(draw, len(light)) * (_uniform(draw, len(light)) < self.blur.highlights)
+        bright = light.amax(1, keepdim=True).sub(0.7).div(0.3).clamp(0, 1)
+        return light * (1 + (gains.to(light).view(-1, 1, 1, 1) - 1) * bright)
+
+    def _motions(self, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        settings, count = self.blur, self.data.batch
+        paths = torch.stack([shake(settings.positions, draw) for _ in range(count)])
+        direction = 2 * math.pi * _uniform(draw, count)
+        line = torch.linspace(-0.5, 0.5, settings.positions)[None, :, None]
+        straight = line * torch.stack([direction.cos(), direction.sin()], -1)[:, None]
+        paths = torch.where((_uniform(draw, count) < settings.straight).view(-1, 1, 1), straight, paths)
+        low, high = settings.extent
+        extent = low + (high - low) * _uniform(draw, count)
+        extent = torch.where(_uniform(draw, count) < settings.still, _uniform(draw, count), extent)
+        turn = settings.rotation * (2 * _uniform(draw, count) - 1)
+        turn = turn * (_uniform(draw, count) >= settings.uniform) * (extent / high).clamp(max=1)
+        angles = turn[:, None] * torch.linspace(-1, 1, settings.positions)
+        return scaled(paths, extent), angles
+
+    def _record(self, image: Tensor, draw: torch.Generator) -> Tensor:
+        """What a camera adds: noise, sometimes JPEG, always 8 bits."""
+        count = len(image)
+        sigma = self.blur.noise * _uniform(draw, count).to(image).view(-1, 1, 1, 1)
+        image = (image + sigma * torch.randn(image.shape, generator=draw).to(image)).clamp(0, 1)
+        low, high = self.blur.jpeg_quality
+        quality = low + (high - low) * _uniform(draw, count)
+        chosen = _uniform(draw, count) < self.blur.jpeg
+        if chosen.any():
+            image = image.clone()
+            where = chosen.to(image.device)
+            image[where] = jpeg(to_8_bits(image[where]), quality[chosen].to(image))
+        return to_8_bits(image)
+
+
+def shake(positions: int, draw: torch.Generator) -> Tensor:
+    """A damped random walk, ``(positions, 2)`` as x and y: ``v <- 0.9 v + N(0, 0.35^2)`` at every step."""
+    kicks = 0.35 * torch.randn(positions, 2, generator=draw)
+    velocity, place, path = torch.zeros(2), torch.zeros(2), []
+    for kick in kicks:
+        velocity = 0.9 * velocity + kick
+        place = place + velocity
+        path.append(place)
+    return torch.stack(path)
+
+
+def scaled(paths: Tensor, extent: Tensor) -> Tensor:
+    """Centre paths ``(b, t, 2)`` on their means and scale the larger side of their bounding boxes to ``extent``, ``(b,)``."""
+    paths = paths - paths.mean(1, keepdim=True)
+    size = (paths.amax(1) - paths.amin(1)).amax(1).clamp(min=1e-6)
+    return paths * (extent / size).view(-1, 1, 1)
+
+
+def expose(light: Tensor, paths: Tensor, angles: Tensor) -> Tensor:
+    """Mean of the light seen from every position of a path, by bilinear interpolation; edges are repeated.
+
+    Args:
+        light: ``(b, c, h, w)``, linear.
+        paths: Shifts in pixels, ``(b, t, 2)`` as x and y.
+        angles: Rotations about the centre in radians, ``(b, t)``.
+
+    Returns:
+        ``(b, c, h, w)``.
+    """
+    h, w = light.shape[2:]
+    y, x = torch.meshgrid(
+        torch.arange(h, device=light.device) - (h - 1) / 2,
+        torch.arange(w, device=light.device) - (w - 1) / 2,
+        indexing="ij",
+    )
+    total = torch.zeros_like(light)
+    for shift, angle in zip(paths.unbind(1), angles.unbind(1), strict=True):
+        cos, sin = (f(angle).view(-1, 1, 1) for f in (torch.cos, torch.sin))
+        across = cos * x - sin * y + shift[:, 0].view(-1, 1, 1)
+        down = sin * x + cos * y + shift[:, 1].view(-1, 1, 1)
+        grid = torch.stack([2 * across / max(w - 1, 1), 2 * down / max(h - 1, 1)], -1).to(light)
+        total += F.grid_sample(light, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return total / paths.shape[1]
+
+
+def to_8_bits(image: Tensor) -> Tensor:
+    """Round [0, 1] to the 256 values of an 8-bit file."""
+    return image.clamp(0, 1).mul(255).round().div(255)
+
+
+def _uniform(draw: torch.Generator, *shape: int) -> Tensor:
+    return torch.rand(shape, generator=draw)
+
+
+def _chance(share: float, draw: torch.Generator) -> bool:
+    return _uniform(draw).item() < share

@@ -1,0 +1,193 @@
+"""Recipes of training runs: frozen dataclasses read from TOML files, one file for each run."""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """Which network: a registered name, and arguments that replace those of the name."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """Pictures: folders of sharp photographs, and what is cut from them.
+
+    Attributes:
+        photos: Folder of sharp photographs to learn from, searched with its subfolders.
+        validation: Folder of photographs to measure on; empty for none.
+        patch: Side of a training patch, in pixels.
+        batch: Patches in a batch.
+        shrink: A patch is cut from a photograph shrunk by a factor between 1 and this.
+        words: Share of patches on which a word is drawn.
+    """
+
+    photos: str = ""
+    validation: str = ""
+    patch: int = 192
+    batch: int = 16
+    shrink: float = 2.0
+    words: float = 0.1
+
+
+@dataclass(frozen=True)
+class BlurSection:
+    """Synthetic motion blur, see :class:`slicescan.engine.blur.SyntheticMotionBlur`.
+
+    Attributes:
+        positions: Camera positions averaged into one exposure.
+        extent: Smallest and largest extent of the path, in pixels.
+        rotation: Largest rotation to either side during the exposure, in radians.
+        still: Share of patches with an extent below one pixel, so that sharp photographs stay as they are.
+        straight: Share of straight paths.
+        uniform: Share of patches without rotation.
+        noise: Largest standard deviation of the noise, in units of [0, 1].
+        highlights: Share of patches whose brightest parts are made brighter than white before the exposure.
+        jpeg: Share of patches compressed with a JPEG quality drawn from ``jpeg_quality``.
+        jpeg_quality: Smallest and largest quality.
+    """
+
+    positions: int = 25
+    extent: tuple[float, float] = (1.0, 16.0)
+    rotation: float = 0.006
+    still: float = 0.1
+    straight: float = 0.2
+    uniform: float = 0.3
+    noise: float = 0.01
+    highlights: float = 0.15
+    jpeg: float = 0.15
+    jpeg_quality: tuple[float, float] = (60.0, 95.0)
+
+
+@dataclass(frozen=True)
+class LossSection:
+    """Weights of the terms of the loss, see :mod:`slicescan.engine.losses`."""
+
+    charbonnier: float = 1.0
+    edge: float = 0.05
+    frequency: float = 0.0
+
+
+@dataclass(frozen=True)
+class OptimizerSection:
+    """AdamW with linear warm-up and a cosine to ``final_rate``.
+
+    Attributes:
+        rate: Learning rate after warm-up.
+        final_rate: Learning rate at the last step.
+        warmup: Steps of warm-up.
+        betas: Decays of the two moments.
+        weight_decay: Applied to all but the parameters that the model spares.
+        clip: Largest norm of the gradient; 0 for no limit.
+        average: Decay of the running average of the weights, which is what is measured and shipped.
+    """
+
+    rate: float = 1e-3
+    final_rate: float = 1e-6
+    warmup: int = 500
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    average: float = 0.999
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run.
+
+    Attributes:
+        model: The network.
+        data: The pictures.
+        blur: What makes them blurred.
+        loss: What is minimised.
+        optimizer: How.
+        iterations: Steps of the whole run.
+        seed: Draws of weights and data.
+        amp: Precision of the forward pass; weights, loss and gradients stay float32.
+        cuda_graph: Capture a step once and replay it, on a GPU.
+        deterministic: Choose algorithms whose results do not change from run to run.
+        log_every: Steps between lines of the log.
+        validate_every: Steps between measurements.
+        save_every: Steps between checkpoints.
+    """
+
+    model: ModelSection
+    data: DataSection = DataSection()
+    blur: BlurSection = BlurSection()
+    loss: LossSection = LossSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    iterations: int = 100_000
+    seed: int = 0
+    amp: Literal["none", "bf16"] = "none"
+    cuda_graph: bool = False
+    deterministic: bool = False
+    log_every: int = 100
+    validate_every: int = 2000
+    save_every: int = 2000
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no TOML, or has a key or value that a recipe does not know; the message has the nearest.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such recipe")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a TOML file ({error})") from error
+    return _section(Recipe, table, f"{path}: ")
+
+
+def _section(kind: type, table: Mapping[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
+    for key in table:
+        if key not in hints:
+            nearest = difflib.get_close_matches(key, hints, n=1, cutoff=0.4)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(hints)}"
+            raise ValueError(f"{where}unknown key {key!r}; {hint}")
+    missing = [
+        entry.name
+        for entry in dataclasses.fields(kind)
+        if entry.default is dataclasses.MISSING
+        and entry.default_factory is dataclasses.MISSING
+        and entry.name not in table
+    ]
+    if missing:
+        raise ValueError(f"{where}the key {missing[0]!r} is missing")
+    return kind(**{key: _value(hints[key], value, f"{where}{key}") for key, value in table.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: expected a table, got {value!r}")
+        return _section(hint, value, f"{where}.")  # type: ignore[arg-type]
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where}: expected one of {', '.join(map(repr, arguments))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list) or len(value) != len(arguments):
+            raise ValueError(f"{where}: expected {len(arguments)} values, got {value!r}")
+        return tuple(_value(kind, item, where) for kind, item in zip(arguments, value, strict=True))
+    kind = Mapping if origin is not None and not isinstance(origin, types.GenericAlias) else hint
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where}: expected {getattr(kind, '__name__', kind).lower()}, got {value!r}")
+    return value

@@ -1,0 +1,62 @@
+"""Losses between a restored and a sharp image, both ``(b, c, h, w)`` in [0, 1]."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slicescan.engine.config import LossSection
+
+
+def charbonnier(restored: Tensor, sharp: Tensor, eps: float = 1e-3) -> Tensor:
+    """Mean of ``sqrt((restored - sharp)^2 + eps^2)``: an L1 distance that is smooth at zero.
+
+    Example:
+        >>> charbonnier(torch.ones(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), eps=0.0).item()
+        1.0
+    """
+    return torch.sqrt((restored - sharp).square() + eps**2).mean()
+
+
+def edge(restored: Tensor, sharp: Tensor) -> Tensor:
+    """Charbonnier distance of Laplacian details: what a 5x5 blur, decimation and a second blur take away.
+
+    Source:
+        Training loss of Stripformer and XYScanNet. Linear, so that it needs one Laplacian, of the difference.
+    """
+    details = _laplacian(restored - sharp)
+    return charbonnier(details, torch.zeros_like(details))
+
+
+def frequency(restored: Tensor, sharp: Tensor) -> Tensor:
+    """Mean absolute difference of real and imaginary parts of the two-dimensional Fourier transforms.
+
+    Source:
+        Cho et al. 2021 (MIMO-UNet), Eq. 8.
+    """
+    return torch.view_as_real(torch.fft.rfft2(restored - sharp)).abs().mean()
+
+
+def total(restored: Tensor, sharp: Tensor, weights: LossSection) -> Tensor:
+    """Weighted sum of the terms of a recipe."""
+    loss = restored.new_zeros(())
+    for term in (charbonnier, edge, frequency):
+        weight = getattr(weights, term.__name__)
+        if weight:
+            loss = loss + weight * term(restored, sharp)
+    return loss
+
+
+def _laplacian(x: Tensor) -> Tensor:
+    blurred = _gauss(x)
+    kept = torch.zeros_like(blurred)
+    kept[..., ::2, ::2] = 4 * blurred[..., ::2, ::2]
+    return x - _gauss(kept)
+
+
+def _gauss(x: Tensor) -> Tensor:
+    """Blur every channel by the binomial-like kernel ``k k^T``, edges repeated."""
+    k = x.new_tensor([0.05, 0.25, 0.4, 0.25, 0.05])
+    c = x.shape[1]
+    x = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    x = F.conv2d(x, k.view(1, 1, 1, 5).expand(c, 1, 1, 5), groups=c)
+    return F.conv2d(x, k.view(1, 1, 5, 1).expand(c, 1, 5, 1), groups=c)
