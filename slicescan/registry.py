@@ -93,8 +93,11 @@ def load(path: str | Path, **kwargs: Any) -> nn.Module:
     Raises:
         FileNotFoundError: There is no such file.
         CheckpointError: The file cannot be used, or fits no model.
+        TypeError: The model has no such argument.
     """
     found = read_checkpoint(path)
+    if found.stripped:
+        _log.info("%s: weights found inside %s", path, " ".join(found.stripped))
     if found.architecture is not None and found.arguments is not None:
         if not is_model(found.architecture):
             raise CheckpointError(f"{path}: {_unknown(found.architecture)}")
@@ -106,7 +109,9 @@ def load(path: str | Path, **kwargs: Any) -> nn.Module:
             _log.warning("%s: %s; the file leaves open %s: default taken", path, build.__name__, ", ".join(left_open))
     try:
         model = build(**{**arguments, **kwargs})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
+        if kwargs:
+            raise
         raise CheckpointError(f"{path}: {error}") from error
     load_weights(model, found.state_dict, path)
     return model.eval()
@@ -300,8 +305,8 @@ def _fill(model: nn.Module, name: str, found: Checkpoint, chosen: Mapping[str, A
         with suppress(CheckpointError):
             family, detected = _detect(found)
             hint = f"; it seems to hold a {family.__name__}"
-            if family is _find(name):
-                hint += f", {_differing(detected.arguments, model, chosen)} in {name}"
+            if family is _find(name) and (differing := _differing(detected.arguments, model, chosen)):
+                hint += f", {differing} in {name}"
         raise CheckpointError(f"{error}{hint}") from error
 
 

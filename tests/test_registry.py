@@ -255,6 +255,25 @@ def test_weights_of_no_known_model_are_said_to_be_so(tmp_path):
         load(tmp_path / "net.pth")
 
 
+def test_a_mistaken_argument_of_load_is_the_callers(tmp_path):
+    write_checkpoint(tmp_path / "net.pth", XYScanNet(**SMALL))
+    with pytest.raises(TypeError, match="XYScanNet has no argument 'fusion_gat'; did you mean 'fusion_gate'"):
+        load(tmp_path / "net.pth", fusion_gat="tensor")
+    with pytest.raises(CheckpointError, match="does not fit XYScanNet"):
+        load(tmp_path / "net.pth", dim=10)
+
+
+def test_weights_with_a_hole_are_refused_and_the_hole_is_named(tmp_path):
+    state = XYScanNet(**SMALL).state_dict()
+    del state["up2_1.body.1.weight"]
+    torch.save(state, tmp_path / "net.pth")
+    for use in (load, lambda path: create_model("xyscannet_tiny", checkpoint_path=path, **SMALL)):
+        with pytest.raises(
+            CheckpointError, match=r"net.pth: does not fit XYScanNet: 1 missing \(up2_1.body.1.weight\)"
+        ):
+            use(tmp_path / "net.pth")
+
+
 def test_a_class_from_outside_is_created_listed_and_loaded(tmp_path):
     assert register_model(Other) is Other
     assert list_models("other*") == ["other_one", "other_two"] and model_entry("other_two").arguments == {"dim": 2}
