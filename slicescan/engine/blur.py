@@ -1,4 +1,4 @@
-"""Synthetic motion blur: sharp photographs in, pairs of a blurred and a sharp patch out, made on any device in batches."""
+"""Synthetic motion blur: sharp photographs in, batches of blurred and sharp patches out, on any device."""
 
 import math
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ class SyntheticMotionBlur:
         self.sizes = torch.tensor([photo.shape[1] * photo.shape[2] for photo in photos], dtype=torch.float64)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Pair number ``step``: blurred and sharp, ``(batch, 3, patch, patch)`` each, float32 in [0, 1] in 255 steps."""
+        """Pairs of one step: blurred and sharp, ``(batch, 3, patch, patch)`` each, float32 in [0, 1] as 8 bits."""
         draw = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
         crops = torch.stack([self._crop(draw) for _ in range(self.data.batch)])
         light = self._highlights(crops.pow(GAMMA), draw)
@@ -139,7 +139,7 @@ def shake(positions: int, draw: torch.Generator) -> Tensor:
 
 
 def scaled(paths: Tensor, extent: Tensor) -> Tensor:
-    """Centre paths ``(b, t, 2)`` on their means and scale the larger side of their bounding boxes to ``extent``, ``(b,)``."""
+    """Centre paths ``(b, t, 2)`` on their means; scale the larger side of each bounding box to ``extent``, ``(b,)``."""
     paths = paths - paths.mean(1, keepdim=True)
     size = (paths.amax(1) - paths.amin(1)).amax(1).clamp(min=1e-6)
     return paths * (extent / size).view(-1, 1, 1)

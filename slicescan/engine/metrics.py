@@ -32,7 +32,8 @@ def psnr(restored: Tensor, sharp: Tensor) -> float:
 def ssim(restored: Tensor, sharp: Tensor) -> float:
     """Structural similarity, mean over channels and over the pixels whose window lies inside the image.
 
-    Gaussian window of standard deviation 1.5 cut at 3.5 of them (11x11), population moments, K 0.01 and 0.03, range 255.
+    Gaussian window of standard deviation 1.5 cut at 3.5 of them (11x11), population moments, K 0.01 and 0.03, range
+    255.
 
     Args:
         restored: uint8, ``(c, h, w)``, at least 11 pixels high and wide.

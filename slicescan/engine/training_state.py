@@ -1,0 +1,66 @@
+"""Checkpoints of a training run: all or nothing, in parts that are easy to move."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+PART = 12 << 20
+"""Bytes of tensors in one file, so that parts stay small whatever the network's size."""
+
+
+def write_state(folder: Path, tensors: Sequence[Tensor], step: int) -> None:
+    """Write tensors and the step to ``folder``; what was there stays until the new checkpoint is complete."""
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    part: dict[str, Tensor] = {}
+    size, parts = 0, 0
+    for index, tensor in enumerate(tensors):
+        if part and size + tensor.nbytes > PART:
+            save_file(part, fresh / f"part-{parts}.safetensors")
+            part, size, parts = {}, 0, parts + 1
+        part[str(index)] = tensor.detach().cpu().contiguous()
+        size += tensor.nbytes
+    save_file(part, fresh / f"part-{parts}.safetensors")
+    (fresh / "state.json").write_text(json.dumps({"step": step, "tensors": len(tensors), "parts": parts + 1}))
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_state(folder: Path, tensors: Sequence[Tensor]) -> int:
+    """Fill tensors from the last complete checkpoint and return its step; 0, and nothing filled, if there is none.
+
+    Raises:
+        ValueError: The checkpoint is damaged or belongs to another recipe.
+    """
+    old = folder.with_name(folder.name + ".old")
+    if not (folder / "state.json").is_file() and (old / "state.json").is_file():
+        folder = old  # stopped between the two renames
+    if not (folder / "state.json").is_file():
+        return 0
+    try:
+        about = json.loads((folder / "state.json").read_text())
+        stored: dict[str, Tensor] = {}
+        for part in range(about["parts"]):
+            stored |= load_file(folder / f"part-{part}.safetensors")
+        if about["tensors"] != len(tensors):
+            raise ValueError(f"{folder}: holds {about['tensors']} tensors, this recipe has {len(tensors)}")
+        with torch.no_grad():
+            for index, tensor in enumerate(tensors):
+                value = stored[str(index)]
+                if value.shape != tensor.shape:
+                    raise ValueError(f"{folder}: tensor {index} is {tuple(value.shape)}, not {tuple(tensor.shape)}")
+                tensor.copy_(value)
+    except (OSError, KeyError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder}: a damaged checkpoint ({error}); remove it to start again") from error
+    return about["step"]
