@@ -24,7 +24,7 @@ class SyntheticMotionBlur:
     The camera follows a damped random walk or a straight line and turns a little; the exposure is the mean of the light
     at ``positions`` places of the path. The sharp patch is the one at the centre of the path, so that a network has no
     shift to learn. Noise, highlights that saturate, JPEG and 8-bit rounding follow. The same seed and step give the
-    same batch.
+    same batch on one kind of device.
 
     Args:
         photos: uint8 images ``(3, h, w)``, at least ``patch + 32`` pixels high and wide.
@@ -65,7 +65,9 @@ class SyntheticMotionBlur:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Pairs of one step: blurred and sharp, ``(batch, 3, patch, patch)`` each, float32 in [0, 1] as 8 bits."""
-        draw = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
+        seed = (self.seed * 1_000_003 + step) % 2**63
+        draw = torch.Generator().manual_seed(seed)
+        grain = torch.Generator(self.device).manual_seed(seed)
         crops = torch.stack([self._crop(draw) for _ in range(self.data.batch)])
         light = self._highlights(crops.pow(GAMMA), draw)
         paths, angles = self._motions(draw)
@@ -73,7 +75,7 @@ class SyntheticMotionBlur:
         blurred = exposed.clamp(0, 1).pow(1 / GAMMA)
         sharp = light.clamp(0, 1).pow(1 / GAMMA)
         blurred, sharp = (x[..., MARGIN:-MARGIN, MARGIN:-MARGIN] for x in (blurred, sharp))
-        return self._record(blurred, draw), to_8_bits(sharp)
+        return self._record(blurred, draw, grain), to_8_bits(sharp)
 
     def _crop(self, draw: torch.Generator) -> Tensor:
         """One crop with its margin, turned and mirrored at random."""
@@ -112,18 +114,17 @@ class SyntheticMotionBlur:
         angles = turn[:, None] * torch.linspace(-1, 1, settings.positions)
         return scaled(paths, extent), angles
 
-    def _record(self, image: Tensor, draw: torch.Generator) -> Tensor:
+    def _record(self, image: Tensor, draw: torch.Generator, grain: torch.Generator) -> Tensor:
         """What a camera adds: noise, sometimes JPEG, always 8 bits."""
         count = len(image)
         sigma = self.blur.noise * _uniform(draw, count).to(image).view(-1, 1, 1, 1)
-        image = (image + sigma * torch.randn(image.shape, generator=draw).to(image)).clamp(0, 1)
+        image = (image + sigma * torch.randn(image.shape, generator=grain, device=image.device)).clamp(0, 1)
         low, high = self.blur.jpeg_quality
         quality = low + (high - low) * _uniform(draw, count)
-        chosen = _uniform(draw, count) < self.blur.jpeg
-        if chosen.any():
-            image = image.clone()
+        chosen = (_uniform(draw, count) < self.blur.jpeg).nonzero()[:, 0]
+        if len(chosen):
             where = chosen.to(image.device)
-            image[where] = jpeg(to_8_bits(image[where]), quality[chosen].to(image))
+            image = image.index_copy(0, where, jpeg(to_8_bits(image[where]), quality[chosen].to(image)))
         return to_8_bits(image)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slicescan.checkpoint import write_checkpoint
+from slicescan.engine.ahead import ahead
 from slicescan.engine.blur import SyntheticMotionBlur
 from slicescan.engine.config import Recipe, read_recipe
 from slicescan.engine.losses import total
@@ -74,8 +75,7 @@ def train(
     step_once = run.captured() if recipe.cuda_graph and where.type == "cuda" else run.update
     progress, seconds_before = Progress(run.step, recipe.iterations), time.monotonic()
     with open(out / "log.jsonl", "a", encoding="utf-8") as log:
-        while run.step < recipe.iterations:
-            blurred, sharp = source.batch(run.step)
+        for blurred, sharp in ahead(source, run.step, recipe.iterations):
             step_once(blurred, sharp)
             run.step += 1
             if run.step % recipe.log_every == 0:
