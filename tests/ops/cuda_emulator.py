@@ -19,7 +19,7 @@ extern "C" void enter_{name}(const void* words, int grid_x, int grid_y, int thre
 _KERNELS = {
     "forward": [("scan_forward", "Args")],
     "backward": [("scan_backward", "Args")],
-    "reduce": [("sum_rows", "SumArgs"), ("sum_mixing", "MixArgs")],
+    "reduce": [("scan_finish", "Args")],
 }
 
 

@@ -104,6 +104,15 @@ static void mma_tf32(float* c, u32 a0, u32 a1, u32 a2, u32 a3, float b0, float b
   multiply(c, exchange({__uint_as_float(a0), __uint_as_float(a1), __uint_as_float(a2), __uint_as_float(a3), b0, b1}), false);
 }
 
+static void mma_tf32_short(float* c, float a0, float a1, u32 b0) {
+  const Hand* g = exchange({a0, a1, __uint_as_float(b0)});
+  const int lane = threadIdx.x % 32;
+  for (int i = 0; i < 4; i++) for (int k = 0; k < 4; k++) {
+    const float a = __uint_as_float(__float_as_uint(g[lane / 4 * 4 + k][i / 2]) & 0xffffe000u);
+    c[i] += a * g[(lane % 4 * 2 + i % 2) * 4 + k][2];
+  }
+}
+
 static void check_aligned(const void* p, int bytes) { if ((uintptr_t)p % bytes) abort(); }
 template <int BYTES> static void copy_async(void* to, const void* from, bool ok) {
   if (ok) check_aligned(from, BYTES);

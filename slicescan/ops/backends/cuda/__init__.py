@@ -11,6 +11,7 @@ from slicescan.ops.backends.cuda.plan import (
     TILE_STEPS,
     Plan,
     backward_variant,
+    finish_variant,
     forward_variant,
     plan_of,
     sequence_shape,
@@ -19,7 +20,7 @@ from slicescan.ops.backends.cuda.plan import (
 from slicescan.ops.call import Gradients, ScanCall
 
 MAX_STATES = 64
-_SUM_SLABS = 64  # row blocks of the parameter sums
+_SLAB_ROWS = 512  # rows of the parameter sums that a block adds up
 
 
 def why_not(call: ScanCall) -> str | None:
@@ -51,7 +52,7 @@ def forward(call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         return y, call.A.new_zeros(state_shape) if first is None else first.clone(), saved
     last = call.A.new_empty(state_shape)
     maps = [call.u, call.delta, y] if call.z is None else [call.u, call.delta, call.z, y]
-    plan = plan_of(call, maps, [call.B, call.C])
+    plan = plan_of(call, "forward", maps, [call.B, call.C])
     macros, warps, own = forward_variant(plan, save)
     u, delta, *z, out = _located(plan, maps)
     mixes = _located(plan, [call.B, call.C], len(maps))
@@ -89,11 +90,12 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
     if call.z is not None:
         maps += [call.z, grads.z]  # type: ignore[list-item]
     mixes = [call.B, call.C, grads.B, grads.C]
-    plan = plan_of(call, maps, mixes)
+    plan = plan_of(call, "backward", maps, mixes)
     macros, warps, own = backward_variant(plan)
     blocks = -(-plan.channel_warps // warps)
     direct = blocks == 1
-    mixing = call.A.new_empty(0 if direct else plan.groups * blocks * sequences * plan.tiles * plan.steps * 2 * plan.nt)
+    mix_rows = plan.unit_groups * plan.packed * plan.tiles * plan.steps
+    mixing = call.A.new_empty(0 if direct else plan.groups * blocks * mix_rows * 2 * plan.nt)
     rows = plan.unit_groups
     params = call.A.new_empty((rows, d * (n + 2)))
     u, delta, dy, du, ddelta, *gate = _located(plan, maps)
@@ -107,35 +109,40 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
     words += [*map(_address, (*parameters, grads.initial_state)), mixing.data_ptr(), params.data_ptr(), saved.data_ptr()]
     grid = (rows * plan.groups * blocks, 1)
     driver.launch(call.u.device.index, "backward", "scan_backward", macros, warps * own + 16, grid, 32 * warps, words)
-    if not direct:
-        words = [*size, *located_mixes[2], *located_mixes[3], mixing.data_ptr()]
-        work = plan.groups * sequences * plan.tiles * plan.steps * plan.nt // 2
-        driver.launch(call.u.device.index, "reduce", "sum_mixing", _reduce_macros(plan), 0, (-(-work // 256), 1), 256, words)
-    _sum_parameters(call, plan, params, grads)
+    _finish(call, plan, size, None if direct else mixing, params, grads, located_mixes[2:])
     return grads
 
 
-def _sum_parameters(call: ScanCall, plan: Plan, params: Tensor, grads: Gradients) -> None:
-    rows, columns = params.shape
+def _finish(
+    call: ScanCall,
+    plan: Plan,
+    size: list[int],
+    mixing: Tensor | None,
+    params: Tensor,
+    grads: Gradients,
+    outputs: list[list[int]],
+) -> None:
+    """Sum what the blocks of the backward pass left: dB, dC over blocks of channels, parameters over sequences."""
     d, n = call.A.shape
-    macros = _reduce_macros(plan)
-    slab = -(-rows // _SUM_SLABS) if rows > 4 * _SUM_SLABS else rows
-    grid = -(-columns // 32)
-    if slab < rows:
-        slabs = -(-rows // slab)
-        sums = params.new_empty((slabs, columns))
-        words = [params.data_ptr(), sums.data_ptr(), 0, 0, rows, columns, slab, columns, columns]
-        driver.launch(call.u.device.index, "reduce", "sum_rows", macros, 2048, (grid, slabs), 512, words)
-        params, rows = sums, slabs
+    columns = params.shape[1]
     unused = params.new_empty(d) if grads.D is None or grads.delta_bias is None else None
-    skip, bias = (unused if g is None else g for g in (grads.D, grads.delta_bias))
-    words = [params.data_ptr(), *map(_address, (grads.A, skip, bias)), rows, columns, rows, d * n, d * (n + 1)]
-    driver.launch(call.u.device.index, "reduce", "sum_rows", macros, 2048, (grid, 1), 512, words)
-
-
-def _reduce_macros(plan: Plan) -> tuple[tuple[str, int], ...]:
-    skip = ("HAS_Z", "SOFTPLUS", "LANES", "GU", "GB")
-    return (*((k, v) for k, v in plan.macros if k not in skip), ("GU", 4), ("GB", plan.element_size), ("SOFTPLUS", 1))
+    targets = [_address(g if g is not None else unused) for g in (grads.A, grads.D, grads.delta_bias)]
+    steps = 0 if mixing is None else plan.groups * plan.sequences * plan.tiles * plan.steps
+    mix_blocks = -(-steps * plan.nt // 2 // 256)
+    macros = finish_variant(plan, steps)
+    while True:
+        rows = params.shape[0]
+        slabs = -(-rows // _SLAB_ROWS)
+        slab = -(-rows // slabs)
+        sums = params.new_empty((slabs, columns)) if slabs > 1 else None
+        words = [*size, *outputs[0], *outputs[1], _address(mixing), params.data_ptr()]
+        words += targets if sums is None else [sums.data_ptr(), 0, 0]
+        words += [mix_blocks, rows, columns, slab, d * n, d * (n + 1)]
+        grid = (mix_blocks + slabs * -(-columns // 32), 1)
+        driver.launch(call.u.device.index, "reduce", "scan_finish", macros, 1024, grid, 256, words)
+        if sums is None:
+            return
+        params, mix_blocks = sums, 0
 
 
 def _empty_gradients(call: ScanCall) -> Gradients:

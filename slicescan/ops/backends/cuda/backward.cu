@@ -8,20 +8,28 @@ struct Args {
   char* saved;
 };
 
-// Sums over groups of eight lanes by the tensor cores: a constant 0/1 matrix sends each lane's value n to row n, and the
-// product adds over the group. Lane 4r + c receives states r and r + 8 of the lanes 8c ... 8c + 7, in a fixed order.
+// Sums over lanes by the tensor cores: a constant 0/1 matrix sends each lane's value n to row n, and the product adds over
+// lanes. Lane 4r + g receives states r and r + 8 of the lanes 8g ... 8g + 7, always in the same order.
 struct Sums {
 #if KIND == 0
-  u32 select[4], zero;
+  u32 select[4], zero[4];
   DI void init(int lane) {
     const int r = lane >> 2;
-    UNROLL for (int i = 0; i < 4; i++) select[i] = (r == 2 * i ? 0x3f80u : 0u) | (r == 2 * i + 1 ? 0x3f800000u : 0u);
-    zero = opaque_zero();
+    UNROLL for (int i = 0; i < 4; i++) {
+      select[i] = (r == 2 * i ? 0x3f80u : 0u) | (r == 2 * i + 1 ? 0x3f800000u : 0u);
+      zero[i] = opaque_zero();
+    }
   }
-  DI void add(const u32* w, float& lo, float& hi) const {  // pairs of bfloat16
-    float c[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
-    UNROLL for (int i = 0; i < NL / 4; i++)
-      mma_bfloat16(i < 2 ? c : e, select[i % 2 * 2], zero, select[i % 2 * 2 + 1], zero, w[2 * i], w[2 * i + 1]);
+  // `c` for states below 8 and `e` for the others, in two columns each: the lanes 8g ... 8g + 3 and 8g + 4 ... 8g + 7.
+  DI void columns(const u32* w, float* c, float* e) const {
+    UNROLL for (int i = 0; i < 4; i++) c[i] = e[i] = 0.f;
+    UNROLL for (int i = 0; i < NL / 4; i++) {
+      const int j = i % 2 * 2;
+      mma_bfloat16(i < 2 ? c : e, select[j], zero[j], select[j + 1], zero[j + 1], w[2 * i], w[2 * i + 1]);
+    }
+  }
+  DI void add(const u32* w, float& lo, float& hi) const {
+    float c[4], e[4]; columns(w, c, e);
     lo = c[0] + c[1]; hi = e[0] + e[1];
   }
 #else
@@ -47,41 +55,74 @@ struct Sums {
 #endif
 };
 
-// Adds the groups that share a sequence and writes a step's dB and dC for each, [SPW][NT] pairs. A warp of several sequences
-// is short of shared memory: its pairs are bfloat16 if the maps are.
+// A step's dB and dC, summed over the warp's channels, go to shared memory as [SPW][NT] pairs. A warp of several sequences is
+// short of shared memory: its pairs are bfloat16 if the maps are.
 #if KIND == 0
 template <int CW> constexpr bool SHORT = RW / CW > 1;
+typedef u32 Product;  // two states
 #else
 template <int CW> constexpr bool SHORT = false;
+typedef float Product;
 #endif
 template <int CW> struct Partials {
-  static constexpr int SPW = RW / CW, WORDS = SHORT<CW> ? NT : 2 * NT, STEP = SPW * WORDS;  // words of a sequence, of a step
-  static constexpr int TILE = (TS + 1) * STEP;  // one step more, so that the sums may be written one step late
+  static constexpr int SPW = RW / CW, WORDS = SHORT<CW> ? NT : 2 * NT, STEP = SPW * WORDS, TILE = TS * STEP;  // in words
+  Sums sums;
+#if KIND == 0
+  u32 merge[4];  // of dB below state 8, dB above, dC below, dC above: the column that takes the sum over a lane group
+#endif
+  DI void init(int lane) {
+    sums.init(lane);
+#if KIND == 0
+    const int r = lane >> 2, g = lane & 3;
+    UNROLL for (int x = 0; x < 4; x++) {
+      const int column = CW == 32 ? 2 * x : 2 * (g / 2 * 2 + x % 2) + x / 2;
+      merge[x] = r == column ? 0x3f800000u : 0u;
+    }
+#endif
+  }
   DI static void put_pair(float* to, int n, float b, float c) {
     if constexpr (SHORT<CW>) ((u32*)to)[n] = pack(b, c);
     else { to[n] = b; to[NT + n] = c; }
   }
-  DI static void write(float* to, float b0, float b1, float c0, float c1, int lane) {
-    const int r = lane >> 2, c = lane & 3, n = 8 * c / RW * NL + r;
-    const bool odd = c & 1, low_in = r < NL, high_in = r + 8 < NL;
-    to += 8 * c % RW / CW * WORDS;
+  DI static float* place_of(float* to, int lane0) {  // where the sequence and states of a lane's group begin
+    return to + lane0 % RW / CW * WORDS + lane0 / RW * NL;
+  }
+  DI void write(float* to, const Product* b, const Product* c, int lane) const {
+    const int r = lane >> 2, g = lane & 3; const bool odd = g & 1, low_in = r < NL, high_in = r + 8 < NL, in = odd ? high_in : low_in;
+#if KIND == 0
+    if constexpr (CW > 8) {
+      float lo[4], hi[4], all[4] = {0.f, 0.f, 0.f, 0.f};
+      UNROLL for (int x = 0; x < 4; x += 2) {
+        sums.columns(x ? c : b, lo, hi);
+        mma_tf32_short(all, lo[0], lo[1], merge[x]);
+        if (NL > 8) mma_tf32_short(all, hi[0], hi[1], merge[x + 1]);
+      }
+      const int n = odd ? r + 8 : r;
+      if constexpr (CW == 32) { if (in) to[g & 2 ? NT + n : n] = all[0] + all[2]; }
+      else if (in) put_pair(place_of(to, g / 2 * 16), n, all[0] + all[2], all[1] + all[3]);
+      return;
+    }
+#endif
+    float b0, b1, c0, c1;
+    sums.add(b, b0, b1); sums.add(c, c0, c1);
     if constexpr (CW == 8) {
-      if (low_in) put_pair(to, n, b0, c0);
-      if (high_in) put_pair(to, n + 8, b1, c1);
+      to = place_of(to, 8 * g);
+      if (low_in) put_pair(to, r, b0, c0);
+      if (high_in) put_pair(to, r + 8, b1, c1);
     } else if constexpr (NL > 8) {
-      float b = (odd ? b1 : b0) + from_lane_xor(odd ? b0 : b1, 1), g = (odd ? c1 : c0) + from_lane_xor(odd ? c0 : c1, 1);
-      const int m = odd ? n + 8 : n;
+      float x = (odd ? b1 : b0) + from_lane_xor(odd ? b0 : b1, 1), y = (odd ? c1 : c0) + from_lane_xor(odd ? c0 : c1, 1);
+      const int n = odd ? r + 8 : r;
       if constexpr (CW == 16) {
-        if (!odd || high_in) put_pair(to, m, b, g);
+        if (in) put_pair(place_of(to, g / 2 * 16), n, x, y);
       } else {
-        const bool second = c & 2;
-        b = (second ? g : b) + from_lane_xor(second ? b : g, 2);
-        if (!odd || high_in) to[second ? NT + m : m] = b;
+        const bool second = g & 2;
+        x = (second ? y : x) + from_lane_xor(second ? x : y, 2);
+        if (in) to[second ? NT + n : n] = x;
       }
     } else {
-      float b = b0 + from_lane_xor(b0, 1), g = c0 + from_lane_xor(c0, 1);
-      if constexpr (CW == 32) { b += from_lane_xor(b, 2); g += from_lane_xor(g, 2); }
-      if (low_in && c % (CW / 8) == 0) put_pair(to, n, b, g);
+      float x = b0 + from_lane_xor(b0, 1), y = c0 + from_lane_xor(c0, 1);
+      if constexpr (CW == 32) { x += from_lane_xor(x, 2); y += from_lane_xor(y, 2); }
+      if (low_in && g % (CW / 8) == 0) put_pair(place_of(to, 8 * g), r, x, y);
     }
   }
   // Four neighbouring values of dB (is_c = 0) or dC from a warp's sums of one step and sequence.
@@ -97,77 +138,46 @@ constexpr int STEPS_AT_ONCE = AT_ONCE;
 struct Scalars { float dt, gy, u, slope; };  // of one step and lane, from the recomputation to the walk back
 
 template <int CW> struct Backward {
-  // A step's sums over channels, finished while the step before it is under way. For 16-bit maps the products wait too.
-  struct Late {
-    float b0, b1, c0, c1;
-#if KIND == 0
-    u32 w[NL / 2];
-    DI void add_b(const Sums&, const float* dh, float dtu) {
-      const u32 f = pack(dtu, dtu);
-      UNROLL for (int i = 0; i < NL / 2; i++) w[i] = mul_pairs(pack(dh[2 * i], dh[2 * i + 1]), f);
-    }
-    DI void add_c(const Sums& sums, const States& h, float gy) {
-      const u32 f = pack(gy, gy); u32 x[NL / 2];
-      UNROLL for (int i = 0; i < NL / 2; i++) x[i] = mul_pairs(h.w[i], f);
-      sums.add(x, c0, c1);
-    }
-#else
-    DI void add_b(const Sums& sums, float* dh, float dtu) {
-      UNROLL for (int n = 0; n < NL; n++) dh[n] *= dtu;
-      sums.add(dh, b0, b1);
-    }
-    DI void add_c(const Sums& sums, const States& h, float gy) {
-      float x[NL];
-      UNROLL for (int n = 0; n < NL; n++) x[n] = h[n] * gy;
-      sums.add(x, c0, c1);
-    }
-#endif
-    DI void finish(const Sums& sums, float* to, int lane) {
-#if KIND == 0
-      sums.add(w, b0, b1);
-#endif
-      Partials<CW>::write(to, b0, b1, c0, c1, lane);
-    }
-  };
   static constexpr int SPW = RW / CW, TILE = TS * RW, MAPS = HAS_Z ? 4 : 3, SLOT = 32 * States::BYTES;
-#if KIND == 0
-  static constexpr int SCALARS = TS * 32 * 12;
-#else
-  static constexpr int SCALARS = TS * 32 * 16;
-#endif
+  static constexpr int SCALARS = TS * 32 * (KIND != 0 ? 16 : LEAN ? 10 : 12);
   static constexpr int MIX = SPW * MixTile<CW>::PITCH * 4, RAW = SPW * TS * 2 * N * ES, PART = Partials<CW>::TILE * 4;
   static constexpr int O_SCALARS = TS * SLOT, O_CHECK = O_SCALARS + SCALARS, O_MIX = O_CHECK + SLOT, O_MAPS = O_MIX + MIX;
-  static constexpr int O_RAW = O_MAPS + MAPS * TILE * ES, O_PART = O_RAW + (RAW + 15) / 16 * 16, BYTES = O_PART + 2 * PART;
+  static constexpr int O_RAW = O_MAPS + MAPS * TILE * ES, O_PART = O_RAW + (RAW + 15) / 16 * 16, BYTES = O_PART + BUFFERS * PART;
 
+  // For bfloat16 maps u and the slope take half a word each; where memory is scarce the slope is found again from dt.
   DI static void keep(char* shared, int k, int lane, const Scalars& s) {
-#if KIND == 0
-    ((float2*)(shared + O_SCALARS))[k * 32 + lane] = make_float2(s.dt, s.gy);
-    ((u32*)(shared + O_SCALARS + TS * 32 * 8))[k * 32 + lane] = pack(s.u, s.slope);
-#else
-    ((float4*)(shared + O_SCALARS))[k * 32 + lane] = make_float4(s.dt, s.gy, s.u, s.slope);
-#endif
+    char* at = shared + O_SCALARS; const int i = k * 32 + lane;
+    if constexpr (KIND != 0) ((float4*)at)[i] = make_float4(s.dt, s.gy, s.u, s.slope);
+    else {
+      ((float2*)at)[i] = make_float2(s.dt, s.gy);
+      if (LEAN) ((u16*)(at + TS * 256))[i] = to_bfloat16(s.u); else ((u32*)(at + TS * 256))[i] = pack(s.u, s.slope);
+    }
   }
   DI static Scalars recall(const char* shared, int k, int lane) {
-#if KIND == 0
-    const float2 a = ((const float2*)(shared + O_SCALARS))[k * 32 + lane];
-    const u32 b = ((const u32*)(shared + O_SCALARS + TS * 32 * 8))[k * 32 + lane];
-    return {a.x, a.y, low(b), high(b)};
-#else
-    const float4 a = ((const float4*)(shared + O_SCALARS))[k * 32 + lane];
-    return {a.x, a.y, a.z, a.w};
-#endif
+    const char* at = shared + O_SCALARS; const int i = k * 32 + lane;
+    if constexpr (KIND != 0) {
+      const float4 x = ((const float4*)at)[i];
+      return {x.x, x.y, x.z, x.w};
+    } else {
+      const float2 x = ((const float2*)at)[i];
+      if (LEAN) return {x.x, x.y, low(((const u16*)(at + TS * 256))[i]), slope_of(x.x)};
+      const u32 w = ((const u32*)(at + TS * 256))[i];
+      return {x.x, x.y, low(w), high(w)};
+    }
   }
 
   // Sum the block's warps in order and hand on tile i of dB and dC: to their place if this block has all channels of the
-  // group, else to mixing [group][block][unit][step of the chunk][2][NT], which a last kernel adds up.
+  // group, else to mixing [group][block][group of units][tile][SPW][TS][2][NT], which a last kernel adds up.
   DI static void gather(const Args& a, const char* block_shared, int i, int units, int group, int block) {
     constexpr int FOURS = 2 * NT / 4, COUNT = TS * SPW * FOURS;
     const Size& z = a.size;
+    const int unit_groups = ((int)z.units + SPW - 1) / SPW;
+    float* to = a.mixing + ((((i64)group * (int)z.blocks + block) * unit_groups + units) * (int)z.tiles + i) * (4 * COUNT);
     UNROLL for (int j = 0; j < (COUNT + NW * 32 - 1) / (NW * 32); j++) {
       const int e = threadIdx.x + j * NW * 32;
       if (COUNT % (NW * 32) != 0 && e >= COUNT) break;
       const int n = e % FOURS * 4 % NT, is_c = e % FOURS * 4 / NT, k = e / FOURS % TS, sub = e / FOURS / TS;
-      const float* from = (const float*)(block_shared + O_PART) + (i & 1) * Partials<CW>::TILE + k * Partials<CW>::STEP + sub * Partials<CW>::WORDS;
+      const float* from = (const float*)(block_shared + O_PART) + i % BUFFERS * Partials<CW>::TILE + k * Partials<CW>::STEP + sub * Partials<CW>::WORDS;
       float4 sum = Partials<CW>::four(from, is_c, n);
       UNROLL for (int w = 1; w < NW; w++) {
         const float4 x = Partials<CW>::four(from + w * (WARP_BYTES / 4), is_c, n);
@@ -177,15 +187,9 @@ template <int CW> struct Backward {
       const Unit at = unit_of(z, units * SPW + sub);
       if (i * TS + k >= at.left) continue;
       const Mix& m = is_c ? a.dC : a.dB;
-      T* to = (T*)m.at + place(m, z, at.b, at.s, at.first + i * TS + k) + (idx)group * (idx)m.g + n;
-      const float all[4] = {sum.x, sum.y, sum.z, sum.w};
-      if constexpr (N % 4 == 0 && NT == N && ES == 4) *(float4*)to = sum;
-      else if constexpr (N % 4 == 0 && NT == N && KIND == 0) *(uint2*)to = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
-      else UNROLL for (int q = 0; q < 4; q++) if (n + q < N) to[q] = put(all[q]);
+      put_four((T*)m.at + place(m, z, at.b, at.s, at.first + i * TS + k) + (idx)group * (idx)m.g + n, n, sum);
 #else
-      const i64 unit = ((i64)group * z.blocks + block) * z.units + units * SPW + sub;
-      if (units * SPW + sub < (int)z.units)
-        *(float4*)(a.mixing + ((unit * z.tiles + i) * TS + k) * (2 * NT) + is_c * NT + n) = sum;
+      ((float4*)to)[e] = sum;
 #endif
     }
   }
@@ -213,12 +217,16 @@ template <int CW> struct Backward {
     };
     const int tiles = (int)z.tiles;
     fetch(tiles - 1);
-    Sums sums; sums.init(lane);
+    Partials<CW> partials; partials.init(lane);
     Channel c; load_channel(c, a.A, a.D, a.bias, d, n0, ok);
     float g[NL], dA[NL], dD = 0.f, dbias = 0.f;
     UNROLL for (int n = 0; n < NL; n++) g[n] = dA[n] = 0.f;
     if (a.last) load_row(g, a.last + ((i64)unit * channels + d) * N, n0, ok);
     if (NT != N) { MixTile<CW>::clear(mix, lane); warp_sync(); }
+    // The tile before is summed over the warps as late as the buffers allow, so that no warp waits long for another.
+    auto gather_last = [&](int i) {
+      if (i + 1 < tiles) { gate_wait(gate, (tiles - 2 - i) & 1); gather(a, block_shared, i + 1, units, group, block); }
+    };
     for (int i = tiles - 1; i >= 0; i--) {
       copies_wait(); warp_sync();
       MixTile<CW>::convert(raw, mix, lane);
@@ -249,17 +257,14 @@ template <int CW> struct Backward {
       warp_sync();
       if (HAS_Z) { tile.store(maps + (MAPS - 1) * TILE, a.dz, z, i * TS, RW); warp_sync(); }
       if (i > 0) fetch(i - 1);
-      if (i + 1 < tiles) { gate_wait(gate, (tiles - 2 - i) & 1); gather(a, block_shared, i + 1, units, group, block); }
+      if (BUFFERS == 2) gather_last(i);
 
-      float* part = (float*)(shared + O_PART) + (i & 1) * Partials<CW>::TILE;
-      Late late = {};
+      float* part = (float*)(shared + O_PART) + i % BUFFERS * Partials<CW>::TILE;
       #pragma unroll STEPS_AT_ONCE
       for (int k = TS - 1; k >= 0; k--) {
         const Scalars s = recall(shared, k, lane); const float dtu = s.dt * s.u; const float* bc = mixing + k * 2 * NT;
         before.read(shared + k * SLOT + lane * States::V * 4, 32);
         float b1 = 0.f, b2 = 0.f, t1 = 0.f, t2 = 0.f, v[NL];
-        late.finish(sums, part + (k + 1) * Partials<CW>::STEP, lane);
-        late.add_c(sums, after, s.gy);
         UNROLL for (int q = 0; q < NL / 4; q++) {
           const float4 B = *(const float4*)(bc + 4 * q), C = *(const float4*)(bc + NT + 4 * q);
           const float bs[4] = {B.x, B.y, B.z, B.w}, cs[4] = {C.x, C.y, C.z, C.w};
@@ -274,7 +279,18 @@ template <int CW> struct Backward {
             dA[n] = fmaf(s.dt, r, dA[n]);
           }
         }
-        late.add_b(sums, v, dtu);
+        float* sums_at = part + k * Partials<CW>::STEP;
+#if KIND == 0
+        u32 w[2][NL / 2]; const u32 f = pack(dtu, dtu), gy = pack(s.gy, s.gy);
+        UNROLL for (int n = 0; n < NL / 2; n++) {
+          w[0][n] = mul_pairs(pack(v[2 * n], v[2 * n + 1]), f); w[1][n] = mul_pairs(after.w[n], gy);
+        }
+        partials.write(sums_at, w[0], w[1], lane);
+#else
+        float x[NL];
+        UNROLL for (int n = 0; n < NL; n++) { v[n] *= dtu; x[n] = after[n] * s.gy; }
+        partials.write(sums_at, v, x, lane);
+#endif
         after = before;
         const float b = over_states(b1 + b2), t = over_states(t1 + t2), ddt = fmaf(b, s.u, LN2 * t) * s.slope;
         dbias += ddt; dD = fmaf(s.gy, s.u, dD);
@@ -284,7 +300,7 @@ template <int CW> struct Backward {
           out[0] = put(fmaf(b, s.dt, s.gy * c.skip)); out[RW] = put(ddt);
         }
       }
-      late.finish(sums, part, lane);
+      if (BUFFERS == 3) gather_last(i);
       warp_sync();
       if (lane == 0) gate_pass(gate);
       tile.store((T*)shared, a.du, z, i * TS, SLOT / ES);

@@ -52,6 +52,10 @@ DI void mma_tf32(float* c, u32 a0, u32 a1, u32 a2, u32 a3, float b0, float b1) {
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
+DI void mma_tf32_short(float* c, float a0, float a1, u32 b0) {  // k = 4
+  asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(b0));
+}
 // A zero the compiler cannot see through, so that operands holding it stay in their registers.
 DI u32 opaque_zero() { u32 z; asm volatile("mov.u32 %0, 0;" : "=r"(z)); return z; }
 

@@ -13,7 +13,7 @@ TILE_STEPS = {torch.bfloat16: 8, torch.float16: 8, torch.float32: 8}  # steps of
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 _REGION = 227 * 1024  # shared memory of a multiprocessor, a block's own kilobyte left out below
 # Time of a lane when 1, 2 or 4 sequences share a warp: their B and C come from as many places of shared memory.
-_PACKING_COST = {1: 1.0, 2: 1.03, 4: 1.38}
+_PACKING_COST = {"forward": {1: 1.0, 2: 1.04, 4: 1.33}, "backward": {1: 1.0, 2: 1.1, 4: 1.4}}
 
 
 def states_per_lane(n: int) -> tuple[int, int]:
@@ -107,18 +107,27 @@ def sequence_shape(call: ScanCall) -> tuple[int, int, int]:
     return (b, slices * length, slices) if call.carry else (b * slices, length, slices)
 
 
-def plan_of(call: ScanCall, maps: Sequence[Tensor], mixes: Sequence[Tensor]) -> Plan:
-    """Plan a pass over ``maps`` (b, h, w, d) and ``mixes`` (b, h, w, g, n)."""
+def plan_of(call: ScanCall, direction: str, maps: Sequence[Tensor], mixes: Sequence[Tensor]) -> Plan:
+    """Plan the forward or backward pass over ``maps`` (b, h, w, d) and ``mixes`` (b, h, w, g, n)."""
     key = tuple((t.stride(), t.data_ptr() % 16) for t in (*maps, *mixes))
     shape = tuple(call.u.shape)
     steps = Steps(shape, call.axis, call.reverse, call.carry)  # type: ignore[arg-type]
     groups, n = call.B.shape[3:]
     flags = (call.z is not None, call.delta_softplus)
-    return _plan(steps, groups, n, call.u.dtype, flags, key, len(maps))
+    return _plan(steps, groups, n, call.u.dtype, flags, direction, key, len(maps))
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(steps: Steps, groups: int, n: int, dtype: torch.dtype, flags: tuple[bool, bool], key: tuple, maps: int) -> Plan:
+def _plan(
+    steps: Steps,
+    groups: int,
+    n: int,
+    dtype: torch.dtype,
+    flags: tuple[bool, bool],
+    direction: str,
+    key: tuple,
+    maps: int,
+) -> Plan:
     b, h, w, d = steps.shape
     size = dtype.itemsize
     metas = [
@@ -150,7 +159,7 @@ def _plan(steps: Steps, groups: int, n: int, dtype: torch.dtype, flags: tuple[bo
     mix_bytes = min(
         _copy_bytes(size, n, offset, place, aligned) for (offset, place), (_, aligned) in zip(places[maps:], key[maps:])
     )
-    lanes = _lane_width(d // groups, 32 // ns, sequences)
+    lanes = _lane_width(d // groups, 32 // ns, sequences, _PACKING_COST[direction])
     macros = {
         "KIND": KINDS[dtype], "N": n, "NL": nl, "NS": ns, "TS": TILE_STEPS[dtype], "GU": map_bytes, "GB": mix_bytes,
         "WIDE": int(wide), "CARRY": int(two_levels), "HAS_Z": int(flags[0]), "SOFTPLUS": int(flags[1]), "LANES": lanes,
@@ -170,13 +179,13 @@ def _copy_bytes(size: int, run: int, offset: int, place: list[int], aligned: int
     return next((g for g in (16, 8, 4) if g > size and all(s % g == 0 for s in starts)), size)
 
 
-def _lane_width(channels: int, row: int, sequences: int) -> int:
+def _lane_width(channels: int, row: int, sequences: int, packing_cost: dict[int, float]) -> int:
     """Lanes of a warp for neighbouring channels of one sequence; the rest of its row takes further sequences."""
 
     def cost(width: int) -> float:
         packed = row // width
         filled = -(-sequences // packed) * packed / max(sequences, 1)
-        return -(-channels // width) * width * filled * _PACKING_COST[packed]
+        return -(-channels // width) * width * filled * packing_cost[packed]
 
     return min((w for w in (32, 16, 8) if w <= row), key=cost)
 
@@ -197,15 +206,26 @@ def backward_variant(plan: Plan) -> tuple[tuple[tuple[str, int], ...], int, int]
     m = dict(plan.macros)
     row, packed, steps = 32 // m["NS"], plan.packed, plan.steps
     states = m["NL"] * (2 if m["KIND"] == 0 else 4)
-    own = steps * 32 * states + steps * 32 * (12 if m["KIND"] == 0 else 16) + 32 * states
+    lean = m["KIND"] == 0 and packed > 1 and m["SOFTPLUS"] == 1
+    buffers = 2 if lean else 3
+    own = steps * 32 * states + steps * 32 * (16 if m["KIND"] else 10 if lean else 12) + 32 * states
     own += (4 if m["HAS_Z"] else 3) * steps * row * plan.element_size + _mix_bytes(m, packed)
     short = m["KIND"] == 0 and packed > 1
-    own += 2 * (steps + 1) * packed * (plan.nt if short else 2 * plan.nt) * 4
+    own += buffers * steps * packed * (plan.nt if short else 2 * plan.nt) * 4
     warps = min((4, 3, 2, 1), key=lambda w: -(-plan.channel_warps // w) * w)
     blocks = max(1, min(12 // warps, _REGION // (own * warps + 1040)))
     direct = int(plan.channel_warps <= warps)
-    extra = {"NW": warps, "MIN_BLOCKS": blocks, "WARP_BYTES": own, "DIRECT": direct, "AT_ONCE": 2}
+    extra = {"NW": warps, "MIN_BLOCKS": blocks, "WARP_BYTES": own, "DIRECT": direct, "AT_ONCE": 2, "LEAN": int(lean),
+             "BUFFERS": buffers}  # fmt: skip
     return (*plan.macros, *extra.items()), warps, own
+
+
+def finish_variant(plan: Plan, steps: int) -> tuple[tuple[str, int], ...]:
+    """Macros of the sums that follow the backward kernel; ``steps`` rows of dB and dC wait for theirs."""
+    skip = ("HAS_Z", "SOFTPLUS", "GU", "GB", "WIDE")
+    wide = int(dict(plan.macros)["WIDE"] or steps >= 2**31)
+    kept = tuple((k, v) for k, v in plan.macros if k not in skip)
+    return (*kept, ("GU", 4), ("GB", plan.element_size), ("SOFTPLUS", 1), ("WIDE", wide))
 
 
 def _mix_bytes(m: dict[str, int], packed: int) -> int:

@@ -1,51 +1,56 @@
-// The sums that follow the backward pass, each in a fixed order.
+// The sums that follow the backward pass, in one launch and in a fixed order: first the blocks that finish dB and dC from the
+// warps' sums, mixing [group][block][group of units][tile][SPW][TS][2][NT]; then those that add up rows of [rows][columns]. A slab of
+// rows becomes one row of out0; if one slab has all rows, columns go to their gradients: [0, c1) to out0, [c1, c2) to out1, ...
+struct Args {
+  Size size;
+  Mix dB, dC;
+  const float *mixing, *rows_in;
+  float *out0, *out1, *out2;
+  i64 mix_blocks, rows, columns, slab, c1, c2;
+};
 
-// Rows of [rows][columns] added up. Each row of blocks takes `slab` rows; the last pass has one and deals columns out:
-// [0, c1) to out0, [c1, c2) to out1, the rest to out2.
-struct SumArgs { const float* from; float *out0, *out1, *out2; i64 rows, columns, slab, c1, c2; };
-
-extern "C" __global__ void __launch_bounds__(512) sum_rows(const __grid_constant__ SumArgs a) {
-  extern __shared__ __align__(16) char shared[];
-  float* sums = (float*)shared;  // [16][32]
-  const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
-  const i64 column = (i64)blockIdx.x * 32 + lane, start = (i64)blockIdx.y * a.slab;
-  const i64 end = start + a.slab < a.rows ? start + a.slab : a.rows;
-  float sum = 0.f;
-  if (column < a.columns) {
-    _Pragma("unroll 8")
-    for (i64 row = start + part; row < end; row += 16) sum += a.from[row * a.columns + column];
-  }
-  sums[part * 32 + lane] = sum;
-  block_sync();
-  if (part == 0 && column < a.columns) {
-    for (int p = 1; p < 16; p++) sum += sums[p * 32 + lane];
-    if (column < a.c1) a.out0[(i64)blockIdx.y * a.columns + column] = sum;
-    else if (column < a.c2) a.out1[column - a.c1] = sum;
-    else a.out2[column - a.c2] = sum;
-  }
-}
-
-// dB and dC from the blocks' sums, mixing [group][block][unit][step of the chunk][2][NT].
-struct MixArgs { Size size; Mix dB, dC; const float* mixing; };
-
-extern "C" __global__ void __launch_bounds__(256) sum_mixing(const __grid_constant__ MixArgs a) {
+DI void finish_mixing(const Args& a) {
   constexpr int FOURS = 2 * NT / 4;
   const Size& z = a.size;
-  const i64 steps = z.units * z.tiles * TS, i = (i64)blockIdx.x * 256 + threadIdx.x, row = i / FOURS;
-  const int group = (int)(row / steps), unit = (int)((row - group * steps) / (z.tiles * TS));
-  const int p = (int)(row - group * steps - (i64)unit * z.tiles * TS), n = (int)(i % FOURS) * 4 % NT, is_c = (int)(i % FOURS) * 4 / NT;
+  const i64 i = (i64)blockIdx.x * 256 + threadIdx.x;
+  const idx chunk = (idx)z.tiles * TS, steps = (idx)z.units * chunk, row = (idx)(i / FOURS);
+  const int group = (int)(row / steps), unit = (int)((row - group * steps) / chunk);
+  const int p = (int)(row - group * steps - unit * chunk), e = (int)(i % FOURS) * 4, n = e % NT, is_c = e / NT;
+  if (group >= (int)z.groups) return;
   const Unit at = unit_of(z, unit);
-  if (group >= (int)z.groups || p >= at.left) return;
-  const float* from = a.mixing + (group * z.blocks * steps + row - group * steps) * (2 * NT) + i % FOURS * 4;
+  if (p >= at.left) return;
+  constexpr int SPW = RW / LANES;
+  const int unit_groups = ((int)z.units + SPW - 1) / SPW, tile = p / TS;
+  const i64 pitch = (i64)unit_groups * (int)z.tiles * (SPW * TS * 2 * NT);
+  const i64 tiles_before = (i64)(unit / SPW) * (int)z.tiles + tile;
+  const float* from = a.mixing + group * z.blocks * pitch + ((tiles_before * SPW + unit % SPW) * TS + p % TS) * (2 * NT) + e;
   float4 sum = *(const float4*)from;
   for (int block = 1; block < (int)z.blocks; block++) {
-    const float4 x = *(const float4*)(from + block * steps * (2 * NT));
+    const float4 x = *(const float4*)(from + block * pitch);
     sum.x += x.x; sum.y += x.y; sum.z += x.z; sum.w += x.w;
   }
   const Mix& m = is_c ? a.dC : a.dB;
-  T* to = (T*)m.at + place(m, z, at.b, at.s, at.first + p) + (idx)group * (idx)m.g + n;
-  const float all[4] = {sum.x, sum.y, sum.z, sum.w};
-  if constexpr (N % 4 == 0 && NT == N && ES == 4) *(float4*)to = sum;
-  else if constexpr (N % 4 == 0 && NT == N && KIND == 0) *(uint2*)to = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
-  else UNROLL for (int q = 0; q < 4; q++) if (n + q < N) to[q] = put(all[q]);
+  put_four((T*)m.at + place(m, z, at.b, at.s, at.first + p) + (idx)group * (idx)m.g + n, n, sum);
+}
+
+extern "C" __global__ void __launch_bounds__(256) scan_finish(const __grid_constant__ Args a) {
+  extern __shared__ __align__(16) char shared[];
+  float* sums = (float*)shared;  // [8][32]
+  if (blockIdx.x < a.mix_blocks) return finish_mixing(a);
+  const int lane = threadIdx.x % 32, part = threadIdx.x / 32, across = (int)((a.columns + 31) / 32);
+  const int block = blockIdx.x - (int)a.mix_blocks, slab = block / across, column = (block - slab * across) * 32 + lane;
+  const int start = slab * (int)a.slab, end = start + a.slab < a.rows ? start + (int)a.slab : (int)a.rows;
+  float sum = 0.f;
+  if (column < a.columns) {
+    _Pragma("unroll 8")
+    for (int row = start + part; row < end; row += 8) sum += a.rows_in[row * a.columns + column];
+  }
+  sums[part * 32 + lane] = sum;
+  block_sync();
+  if (part > 0 || column >= a.columns) return;
+  for (int p = 1; p < 8; p++) sum += sums[p * 32 + lane];
+  if (a.slab < a.rows) a.out0[slab * a.columns + column] = sum;
+  else if (column < a.c1) a.out0[column] = sum;
+  else if (column < a.c2) a.out1[column - a.c1] = sum;
+  else a.out2[column - a.c2] = sum;
 }

@@ -161,6 +161,13 @@ DI float step_slope(float x, float e) {
   return 1.f;
 #endif
 }
+DI float slope_of(float dt) {  // the derivative of softplus from its value
+#if SOFTPLUS
+  return dt < 0.015625f ? dt * fmaf(dt, -0.5f, 1.f) : 1.f - ex2(-dt * LOG2E);
+#else
+  return 1.f;
+#endif
+}
 DI float sigmoid(float x) { return rcp(1.f + ex2(-x * LOG2E)); }
 
 // One step of the recurrence, h = exp(dt A) h + dt u B, and its read-out h C.
@@ -196,6 +203,13 @@ DI void store_row(const float* v, float* row, int n0) {
     UNROLL for (int n = 0; n < NL; n += 4)
       if (n0 + n < N) *(float4*)(row + n0 + n) = make_float4(v[n], v[n + 1], v[n + 2], v[n + 3]);
   } else UNROLL for (int n = 0; n < NL; n++) if (n0 + n < N) row[n0 + n] = v[n];
+}
+// Four values of dB or dC from state n on.
+DI void put_four(T* to, int n, float4 x) {
+  const float all[4] = {x.x, x.y, x.z, x.w};
+  if constexpr (N % 4 == 0 && NT == N && ES == 4) *(float4*)to = x;
+  else if constexpr (N % 4 == 0 && NT == N && KIND == 0) *(uint2*)to = make_uint2(pack(x.x, x.y), pack(x.z, x.w));
+  else UNROLL for (int q = 0; q < 4; q++) if (n + q < N) to[q] = put(all[q]);
 }
 // A channel's constants.
 struct Channel { float a[NL], skip, bias; };
