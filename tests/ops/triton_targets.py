@@ -4,12 +4,15 @@ Prints, for each device and kernel, the bytes of shared memory and whether machi
 """
 
 import json
+from collections import defaultdict
+from typing import Any
 
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from slicescan.ops.backends import triton as backend
+from slicescan.ops.backends.triton import kernels
 from slicescan.ops.call import ScanCall
 
 TARGETS = {
@@ -38,20 +41,30 @@ class Driver:
         return 0
 
 
+class Kernels:
+    """The kernels; a launch compiles and notes what came out."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[int, bool]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        def launch(*arguments: Any, **options: Any) -> None:
+            kernel = getattr(kernels, name).warmup(*arguments, grid=(1,), **options)
+            self.found[name] = (kernel.metadata.shared, bool(kernel.asm.get("cubin") or kernel.asm.get("hsaco")))
+
+        return defaultdict(lambda: launch)  # whatever the grid
+
+
 def compiled(target: GPUTarget, call: ScanCall) -> dict[str, tuple[int, bool]]:
     """Compile what a call launches."""
-    found = {}
-
-    def launch(call, programs, name, *arguments, **options):
-        kernel = getattr(backend._kernels(), name).warmup(*arguments, grid=(1,), enable_fp_fusion=True, **options)
-        found[name] = (kernel.metadata.shared, bool(kernel.asm.get("cubin") or kernel.asm.get("hsaco")))
-
+    noted = Kernels()
     driver.set_active(Driver(target))
-    backend._launch = launch
+    backend._kernels = lambda: noted
+    backend._interpreted = lambda: False
     backend._nvidia = lambda device: target.backend == "cuda"
     y, last, saved = backend.forward(call, save=True)
     backend.backward(call, saved, y, last)
-    return found
+    return noted.found
 
 
 def main() -> None:

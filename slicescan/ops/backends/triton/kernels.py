@@ -4,8 +4,8 @@ A tile is ``(N, LANES)``, states first: Triton then gives a lane one channel and
 stay inside a lane and nothing is computed twice. Tiles in memory are ``(n, d)`` for the same reason, with a pitch that
 the compiler does not know: a known one would make it spread the states over lanes, to load them in wider words.
 
-Sums over channels (gradients of B and C) go through the tensor cores: a tile times a matrix of zeros with one column of
-ones adds the sums of step ``i`` to column ``i`` of an accumulator, which is stored once a chunk. There are no atomics.
+Sums over channels (gradients of B and C) go through the tensor cores: a tile times a matrix of ones has the sums in
+every column, and column ``i`` of an accumulator keeps those of step ``i`` until the chunk ends. There are no atomics.
 
 Positions: a path has ``total`` steps, and a long one may be cut into segments that run side by side. Step ``t`` lies at
 ``(row, step)`` of the map, where a row is a slice: a row or a column of the image. ``*_at`` are strides in elements:
@@ -18,13 +18,13 @@ import triton.language as tl  # noqa: TID253
 
 from slicescan.ops.backends.triton.steps import (
     LOG2E,
-    add_column,
     advance,
     channels,
     lanes,
     load,
     locate,
     place,
+    set_column,
     sigmoid,
     softplus,
     states,
@@ -179,9 +179,8 @@ def scan_backward(
                 store(dz, dz_at, row, step, gy * out * opened * (1.0 + gate * (1.0 - opened)), live)
                 gy *= gate * opened
             dh = g + gy[None, :] * c[:, None]
-            hot = tl.broadcast_to(tl.where(column[None, :] == i, 1.0, 0.0).to(tl.bfloat16), (LANES, CHUNK))
-            sum_C = add_column(sum_C, gy[None, :] * h, hot, TERMS)
-            sum_B = add_column(sum_B, (dt * x)[None, :] * dh, hot, TERMS)
+            sum_C = set_column(sum_C, gy[None, :] * h, column == i, TERMS)
+            sum_B = set_column(sum_B, (dt * x)[None, :] * dh, column == i, TERMS)
             ddtu = tl.sum(dh * b[:, None], 0)
             g = tl.exp2(dt[None, :] * a) * dh
             q = g * before

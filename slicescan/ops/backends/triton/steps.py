@@ -93,18 +93,20 @@ def store(pointer, at, row, step, value, mask):
 
 
 @triton.jit
-def add_column(total, tile, hot, TERMS: tl.constexpr):
-    """Add the channel sums of a tile to the column of ``total`` that is ``hot``.
+def set_column(total, tile, here, TERMS: tl.constexpr):
+    """Put the channel sums of a tile into the column of ``total`` that is ``here``.
 
     The tensor cores multiply bfloat16: ``TERMS`` of it carry the leading 8, 16 or 24 bits of the tile. Triton's
     interpreter cannot: with no terms, the product is one of float32.
     """
     if TERMS == 0:
-        return tl.dot(tile, hot.to(tl.float32), total)
-    part = tile.to(tl.bfloat16)
-    total = tl.dot(part, hot, total)
-    for _ in tl.static_range(TERMS - 1):
-        tile -= part.to(tl.float32)
+        sums = tl.dot(tile, tl.full((tile.shape[1], total.shape[1]), 1.0, tl.float32))
+    else:
+        ones = tl.full((tile.shape[1], total.shape[1]), 1.0, tl.bfloat16)
         part = tile.to(tl.bfloat16)
-        total = tl.dot(part, hot, total)
-    return total
+        sums = tl.dot(part, ones)
+        for _ in tl.static_range(TERMS - 1):
+            tile -= part.to(tl.float32)
+            part = tile.to(tl.bfloat16)
+            sums = tl.dot(part, ones, sums)
+    return tl.where(here[None, :], sums, total)
