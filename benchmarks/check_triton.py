@@ -1,4 +1,4 @@
-"""Check and time the Triton backend: ``PYTHONPATH=. python benchmarks/check_triton.py [check] [times] [tune]``, on a GPU.
+"""Check and time the Triton backend on a GPU: ``python benchmarks/check_triton.py [check] [times] [tune]``.
 
 Errors are relative RMS against the reference in float64, as a share of what is allowed: twice the reference's own error
 with activations in the call's dtype, and a rounding. Times are medians in ms with the caches flushed between runs.
