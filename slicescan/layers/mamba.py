@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from slicescan.ops import causal_conv, slice_scan
 
+PIECE = 2**22
+"""Elements of an inner map that a CPU works on at once without gradients; larger pieces take memory, save no time."""
+
 
 class Mamba(nn.Module):
     """Mix a sequence by a causal convolution and a selective scan, gated by a second projection of the input.
@@ -82,9 +85,17 @@ class Mamba(nn.Module):
         Returns:
             ``(b, h, w, dim)``.
         """
-        along = 1 if axis == "h" else 2
+        along, across = (1, 2) if axis == "h" else (2, 1)
         if reverse:  # two copies of the narrow map cost less than one of an inner one
             x = x.flip(along)
+        slices = x.shape[across]
+        if x.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            slices = max(1, PIECE // max(1, x.shape[0] * x.shape[along] * self.D.numel()))
+        pieces = [self._scan(piece, axis) for piece in x.split(slices, across)]
+        y = pieces[0] if len(pieces) == 1 else torch.cat(pieces, across)
+        return y.flip(along) if reverse else y
+
+    def _scan(self, x: Tensor, axis: Literal["h", "w"]) -> Tensor:
         u, z = self.in_proj(x).chunk(2, -1)
         u = causal_conv(u, self.conv1d.weight[:, 0], self.conv1d.bias, axis=axis, silu=True)
         step, B, C = self.x_proj(u).split([self.dt_rank, self.state, self.state], -1)
@@ -100,8 +111,7 @@ class Mamba(nn.Module):
             axis=axis,
             delta_softplus=True,
         )
-        y = self.out_proj(y)
-        return y.flip(along) if reverse else y
+        return self.out_proj(y)
 
     def extra_repr(self) -> str:
         """Sizes that the submodules do not show, for ``repr``."""

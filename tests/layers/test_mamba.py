@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +48,18 @@ def test_scanning_columns_is_scanning_rows_of_the_transposed_map():
     for reverse in (False, True):
         rows = mamba.scan(x.transpose(1, 2), axis="w", reverse=reverse).transpose(1, 2)
         assert relative(mamba.scan(x, axis="h", reverse=reverse), rows) < 1e-12
+
+
+@pytest.mark.parametrize("axis", ["h", "w"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_working_in_pieces_changes_nothing(axis, reverse, monkeypatch):
+    mamba = restated.perturb(Mamba(4, state=3))
+    x = noise(2, 5, 7, 4)
+    want = mamba.scan(x, axis=axis, reverse=reverse)
+    for piece in (1, 200, 300):
+        monkeypatch.setattr("slicescan.layers.mamba.PIECE", piece)
+        with torch.no_grad():
+            assert relative(mamba.scan(x, axis=axis, reverse=reverse), want) < 1e-12
 
 
 def test_a_reverse_scan_knows_only_what_follows():
