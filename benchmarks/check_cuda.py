@@ -4,6 +4,7 @@ Errors are relative RMS against a float64 recurrence; the column beside them is 
 plainly in the call's dtype. Times are medians in ms, with the caches flushed, next to the floor of 16 exponentials a state.
 """
 
+import dataclasses
 import importlib
 import itertools
 import sys
@@ -159,6 +160,8 @@ def cases():
                 for w in (1, 2, 3, 5, 7, 8, 9, 63, 64, 65, 257))  # fmt: skip
     yield from ((f"{t} n{n}", {**base, "n": n, "dtype": t}) for t, n in (
         ("bf16", 1), ("bf16", 4), ("fp32", 8), ("bf16", 24), ("fp32", 24), ("fp16", 40), ("fp32", 64), ("bf16", 64)))  # fmt: skip
+    yield "bf16 chunks", {"shape": (1, 1, 2011, 72)}
+    yield "fp32 chunks", {"shape": (1, 45, 31, 24), "dtype": "fp32", "axis": "h", "carry": True, "reverse": True}
     for t in ("bf16", "fp32"):
         for name, flags in {
             "reverse": {"reverse": True}, "carry": {"carry": True}, "carry h": {"carry": True, "axis": "h", "shape": (2, 7, 5, 24)},
@@ -181,7 +184,7 @@ def same_bits(backend) -> None:
         print("20 runs give equal bits:", t, shape)
 
 
-def times(backend, rows, tune=lambda _: None) -> None:
+def times(backend, rows, tune=lambda _: None, axes="wh") -> None:
     from triton.testing import do_bench
 
     def median(f):
@@ -190,7 +193,7 @@ def times(backend, rows, tune=lambda _: None) -> None:
     for label, shape, t, odd, setting in rows:
         tune(setting)
         cells = []
-        for axis in "wh":
+        for axis in axes:
             call = make(shape, dtype=t, axis=axis, odd=odd, without="initial_state")
             grad_y = torch.randn_like(call.u)
             saved = backend.forward(call, save=True)[2]
@@ -204,31 +207,42 @@ def times(backend, rows, tune=lambda _: None) -> None:
 SQUARE = [(4, 256, 256, 144), (4, 128, 128, 288), (4, 64, 64, 576), (1, 720, 1280, 72)]
 
 
+def huge(backend) -> None:
+    """More than 2**31 elements: every row equals that row alone."""
+    call = make((1, 6000, 5600, 64), without="initial_state")
+    rows = slice(5996, 6000)
+    part = dataclasses.replace(call, **{k: getattr(call, k)[:, rows] for k in ("u", "delta", "z", "B", "C")})
+    y, _, saved = backend.forward(call, save=True)
+    y_part, _, saved_part = backend.forward(part, save=True)
+    assert torch.equal(y[:, rows], y_part)
+    grads, grads_part = backend.backward(call, saved, call.u, None), backend.backward(part, saved_part, part.u, None)
+    for k in ("u", "delta", "z", "B", "C"):
+        whole, alone = getattr(grads, k)[:, rows].double(), getattr(grads_part, k).double()
+        assert error(whole, alone) < (1e-2 if k in "BC" else 1e-30), k
+    print(f"{call.u.numel() / 2**31:.2f} x 2**31 elements: right")
+
+
 def tuning(backend) -> None:
     """Times of settings that a plan could choose."""
     from slicescan.ops.backends.cuda import plan
 
-    width, variant, steps = plan._lane_width, backend.backward_variant, dict(plan.TILE_STEPS)
+    width, make_plan = plan._lane_width, plan._plan
 
     def tune(setting):
-        plan._lane_width, backend.backward_variant = width, variant
-        plan.TILE_STEPS.update(steps)
-        if "lanes" in setting:
-            plan._lane_width = lambda *_: setting["lanes"]
-        if "steps" in setting:
-            plan.TILE_STEPS.update(dict.fromkeys(steps, setting["steps"]))
+        plan._lane_width = lambda *_: setting["lanes"] if "lanes" in setting else width(*_)
+        make_plan.cache_clear()
         macros = {k: v for k, v in setting.items() if k.isupper()}
-        if macros:
-            def changed(p):
-                m, warps, own = variant(p)
-                return tuple({**dict(m), **macros}.items()), warps, macros.get("WARP_BYTES", own)
-            backend.backward_variant = changed
-        plan._plan.cache_clear()
+
+        def changed(*arguments):
+            p = make_plan(*arguments)
+            p.__dict__["backward"] = dataclasses.replace(p.backward, macros=tuple((dict(p.backward.macros) | macros).items()))
+            return p
+
+        plan._plan = changed if macros else make_plan
 
     small = (16, 192, 192, 24)
     rows = [
-        (SQUARE[1], "bf16", 0, {}), (SQUARE[1], "bf16", 0, {"AT_ONCE": 1}),
-        (SQUARE[1], "bf16", 0, {"BUFFERS": 2, "WARP_BYTES": 17920}), (SQUARE[0], "bf16", 0, {"lanes": 32}),
+        (SQUARE[1], "bf16", 0, {}), (SQUARE[1], "bf16", 0, {"AT_ONCE": 1}), (SQUARE[0], "bf16", 0, {"lanes": 32}),
         (SQUARE[0], "bf16", 0, {"lanes": 16}), (SQUARE[2], "bf16", 0, {}), (SQUARE[3], "bf16", 0, {"lanes": 32}),
         (SQUARE[3], "bf16", 0, {"lanes": 16}), (small, "bf16", 1, {"lanes": 8}), (small, "bf16", 1, {"lanes": 16}),
         (small, "bf16", 1, {"lanes": 32}), (SQUARE[0], "fp32", 0, {}), (small, "fp32", 1, {}),
@@ -273,6 +287,11 @@ def main() -> None:
     print(f"{time.perf_counter() - start:.0f} s", flush=True)
     if "profile" in wanted:
         profile(cuda)
+    if "huge" in wanted:
+        huge(cuda)
+    if "long" in wanted:
+        times(cuda, [(f"1 x {n} x {d}", (1, 1, n, d), t, 0, None) for t in ("bf16", "fp32") for n in (16384, 65536)
+                     for d in (72, 216)] + [("1 x 1000000 x 72", (1, 1, 10**6, 72), "bf16", 0, None)], axes="w")  # fmt: skip
     if "host" in wanted:
         host_time(cuda)
     if "tune" in wanted:

@@ -12,14 +12,15 @@ from slicescan.ops.backends.cuda import driver
 _MACHINE = pathlib.Path(__file__).with_name("cuda_machine.h")
 _FOLDER = pathlib.Path(tempfile.gettempdir()) / "slicescan-cuda-emulator"
 _ENTRY = """
-extern "C" void enter_{name}(const void* words, int grid_x, int grid_y, int threads, int falling) {{
-  run([](const void* a) {{ {name}(*(const {args}*)a); }}, words, grid_x, grid_y, threads, falling);
+extern "C" void enter_{name}(const void* words, int grid, int threads, int falling) {{
+  run([](const void* a) {{ {name}(*(const {args}*)a); }}, words, grid, threads, falling);
 }}
 """
 _KERNELS = {
     "forward": [("scan_forward", "Args")],
     "backward": [("scan_backward", "Args")],
-    "reduce": [("scan_finish", "Args")],
+    "summary": [("scan_summary", "Args")],
+    "reduce": [("scan_finish", "Args"), ("scan_chain", "ChainArgs")],
 }
 
 
@@ -47,7 +48,7 @@ def launch(
     name: str,
     macros: tuple[tuple[str, int], ...],
     shared: int,
-    grid: tuple[int, int],
+    grid: int,
     threads: int,
     words: list[int],
     *,
@@ -55,4 +56,4 @@ def launch(
 ) -> None:
     """Stand in for ``driver.launch``."""
     packed = (ctypes.c_longlong * len(words))(*words)
-    getattr(library(kernel, macros), f"enter_{name}")(packed, *grid, threads, int(falling))
+    getattr(library(kernel, macros), f"enter_{name}")(packed, grid, threads, int(falling))

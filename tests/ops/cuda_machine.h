@@ -21,7 +21,7 @@ struct uint2 { u32 x, y; };
 struct uint4 { u32 x, y, z, w; };
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
-struct Index { u32 x, y; };
+struct Index { u32 x; };
 static float2 make_float2(float x, float y) { return {x, y}; }
 static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
@@ -134,10 +134,10 @@ static void (*body)(const void*);
 static const void* argument;
 static void enter() { body(argument); fibres[threadIdx.x].done = true; give_way(); }
 // Run a kernel block by block, threads in rising or falling order; shared memory starts as NaN.
-static void run(void (*kernel)(const void*), const void* words, int grid_x, int grid_y, int threads, int falling) {
+static void run(void (*kernel)(const void*), const void* words, int grid, int threads, int falling) {
   body = kernel; argument = words;
   fibres.resize(threads); warps.resize((threads + 31) / 32);
-  for (blockIdx.y = 0; (int)blockIdx.y < grid_y; blockIdx.y++) for (blockIdx.x = 0; (int)blockIdx.x < grid_x; blockIdx.x++) {
+  for (blockIdx.x = 0; (int)blockIdx.x < grid; blockIdx.x++) {
     memset(shared, 0xff, sizeof shared);
     for (Meeting& m : warps) { m = Meeting(); m.size = 32; }
     block = Meeting(); block.size = threads;

@@ -1,4 +1,8 @@
-"""The scan in CUDA C++, compiled at first use: one lane a channel, sums over channels by the tensor cores, no atomics."""
+"""The scan in CUDA C++, compiled at first use: one lane a channel, sums over channels by the tensor cores, no atomics.
+
+Long sequences that are too few to fill the device are cut into chunks: a first kernel finds what every chunk does to a state,
+a second chains the chunks, and then all of them run side by side as sequences do.
+"""
 
 from collections.abc import Iterable
 
@@ -6,21 +10,13 @@ import torch
 from torch import Tensor
 
 from slicescan.ops.backends.cuda import driver, nvrtc
-from slicescan.ops.backends.cuda.plan import (
-    KINDS,
-    TILE_STEPS,
-    Plan,
-    backward_variant,
-    finish_variant,
-    forward_variant,
-    plan_of,
-    sequence_shape,
-    states_per_lane,
-)
+from slicescan.ops.backends.cuda.plan import KINDS, TILE_STEPS, Plan, plan_of, sequence_shape, states_per_lane
 from slicescan.ops.call import Gradients, ScanCall
+from slicescan.ops.paths import initial_states, state_shape
 
 MAX_STATES = 64
 _SLAB_ROWS = 512  # rows of the parameter sums that a block adds up
+_NOTHING = [0] * 5
 
 
 def why_not(call: ScanCall) -> str | None:
@@ -39,47 +35,40 @@ def why_not(call: ScanCall) -> str | None:
     return nvrtc.missing()
 
 
-def forward(call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the scan: ``(y, last_state, saved)``, where ``saved`` holds the state before every tile of steps."""
-    shape, dtype = saved_spec(call)
-    y = torch.empty_like(call.u)
-    saved = call.u.new_empty(shape if save else (0,), dtype=dtype)
-    b, n = call.u.shape[0], call.A.shape[1]
-    sequences, length, _ = sequence_shape(call)
-    state_shape = (b, sequences // b if b else 0, call.u.shape[3], n)
-    if sequences * length * call.u.shape[3] == 0:
-        first = call.initial_state
-        return y, call.A.new_zeros(state_shape) if first is None else first.clone(), saved
-    last = call.A.new_empty(state_shape)
-    maps = [call.u, call.delta, y] if call.z is None else [call.u, call.delta, call.z, y]
-    plan = plan_of(call, "forward", maps, [call.B, call.C])
-    macros, warps, own = forward_variant(plan, save)
-    u, delta, *z, out = _located(plan, maps)
-    mixes = _located(plan, [call.B, call.C], len(maps))
-    words = plan.size(plan.channel_warps)
-    parameters = [call.A.contiguous(), *map(_plain, (call.D, call.delta_bias, call.initial_state))]
-    for part in (u, delta, z[0] if z else [0] * 5, out, *mixes):
-        words += part
-    words += [*map(_address, parameters), last.data_ptr(), saved.data_ptr()]
-    jobs = plan.unit_groups * plan.channel_warps * plan.groups
-    driver.launch(call.u.device.index, "forward", "scan_forward", macros, warps * own, (-(-jobs // warps), 1), 32 * warps, words)
-    return y, last, saved
-
-
 def saved_spec(call: ScanCall) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype of what the forward pass saves: ``(sequence, tile, channel, state)``."""
-    sequences, length, _ = sequence_shape(call)
+    """Shape and dtype of what the forward pass saves: the state before every tile, ``(sequence, tile, channel, state)``."""
+    sequences, length = sequence_shape(call)
     nl, ns = states_per_lane(call.A.shape[1])
     dtype = torch.bfloat16 if call.u.dtype == torch.bfloat16 else torch.float32
     return (sequences, -(-length // TILE_STEPS[call.u.dtype]), call.u.shape[3], nl * ns), dtype
 
 
+def forward(call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the scan: ``(y, last_state, saved)``."""
+    y = torch.empty_like(call.u)
+    shape, dtype = saved_spec(call)
+    saved = call.u.new_empty(shape, dtype=dtype) if save else call.A.new_empty(0)
+    if call.u.numel() == 0:
+        return y, initial_states(call), saved
+    last = call.A.new_empty(state_shape(call))
+    maps = [call.u, call.delta, y] if call.z is None else [call.u, call.delta, y, call.z]
+    mixes = [call.B, call.C]
+    plan = plan_of(call, "forward", maps, mixes)
+    u, delta, out, *z = _located(plan, maps)
+    B, C = _located(plan, mixes, len(maps))
+    A, D, bias, first = map(_plain, (call.A, call.D, call.delta_bias, call.initial_state))
+    if plan.chunks > 1:
+        first = _enter_chunks(call, plan, (u, delta, _NOTHING, B, C), A, bias, first, back=False)
+    words = [*plan.size(plan.channel_warps), *u, *delta, *(z[0] if z else _NOTHING), *out, *B, *C]
+    words += [*map(_address, (A, D, bias, first)), last.data_ptr(), saved.data_ptr()]
+    _launch_warps(call, plan, "forward", plan.forward[save], words)
+    return y, last, saved
+
+
 def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
     """Gradients of every argument, summed in a fixed order."""
-    sequences, length, _ = sequence_shape(call)
-    d, n = call.A.shape
     grads = _empty_gradients(call)
-    if sequences * length * d == 0:
+    if call.u.numel() == 0:
         for gradient in grads:
             if gradient is not None:
                 gradient.zero_()
@@ -87,80 +76,102 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
             grads.initial_state.copy_(grad_last)
         return grads
     maps = [call.u, call.delta, grad_y, grads.u, grads.delta]
-    if call.z is not None:
-        maps += [call.z, grads.z]  # type: ignore[list-item]
+    if call.z is not None and grads.z is not None:
+        maps += [call.z, grads.z]
     mixes = [call.B, call.C, grads.B, grads.C]
     plan = plan_of(call, "backward", maps, mixes)
-    macros, warps, own = backward_variant(plan)
-    blocks = -(-plan.channel_warps // warps)
-    direct = blocks == 1
-    mix_rows = plan.unit_groups * plan.packed * plan.tiles * plan.steps
-    mixing = call.A.new_empty(0 if direct else plan.groups * blocks * mix_rows * 2 * plan.nt)
-    rows = plan.unit_groups
-    params = call.A.new_empty((rows, d * (n + 2)))
     u, delta, dy, du, ddelta, *gate = _located(plan, maps)
-    z, dz = gate or [[0] * 5, [0] * 5]
-    located_mixes = _located(plan, mixes, len(maps))
+    z, dz = gate or (_NOTHING, _NOTHING)
+    B, C, dB, dC = _located(plan, mixes, len(maps))
+    A, D, bias, last = map(_plain, (call.A, call.D, call.delta_bias, grad_last))
+    if plan.chunks > 1:
+        last = _enter_chunks(call, plan, (dy, delta, z, B, C), A, bias, last, back=True)
+    variant = plan.backward
+    blocks = -(-plan.channel_warps // variant.warps)
+    sums = plan.groups * blocks * plan.unit_groups * plan.packed * plan.tiles * plan.macros["TS"] * 2 * plan.nt
+    mixing = call.A.new_empty(sums) if blocks > 1 else None
+    d, n = call.A.shape
+    params = call.A.new_empty((plan.unit_groups, d * (n + 2)))
     size = plan.size(blocks, call.initial_state is not None)
-    words = list(size)
-    for part in (u, delta, z, dy, du, ddelta, dz, *located_mixes):
-        words += part
-    parameters = [call.A.contiguous(), *map(_plain, (call.D, call.delta_bias, grad_last))]
-    words += [*map(_address, (*parameters, grads.initial_state)), mixing.data_ptr(), params.data_ptr(), saved.data_ptr()]
-    grid = (rows * plan.groups * blocks, 1)
-    driver.launch(call.u.device.index, "backward", "scan_backward", macros, warps * own + 16, grid, 32 * warps, words)
-    _finish(call, plan, size, None if direct else mixing, params, grads, located_mixes[2:])
+    words = [*size, *u, *delta, *z, *dy, *du, *ddelta, *dz, *B, *C, *dB, *dC]
+    words += [*map(_address, (A, D, bias, last, grads.initial_state, mixing)), params.data_ptr(), saved.data_ptr()]
+    grid, shared = plan.unit_groups * plan.groups * blocks, variant.warps * variant.warp_bytes + 16
+    driver.launch(
+        call.u.device.index, "backward", "scan_backward", variant.macros, shared, grid, 32 * variant.warps, words
+    )
+    _finish(call, plan, [*size, *dB, *dC, _address(mixing)], mixing is not None, params, grads)
     return grads
 
 
-def _finish(
+def _enter_chunks(
     call: ScanCall,
     plan: Plan,
-    size: list[int],
-    mixing: Tensor | None,
-    params: Tensor,
-    grads: Gradients,
-    outputs: list[list[int]],
-) -> None:
+    places: tuple[list[int], ...],
+    A: Tensor,
+    bias: Tensor | None,
+    enter: Tensor | None,
+    *,
+    back: bool,
+) -> Tensor:
+    """The state before every chunk, or the gradient behind it, from the one of the whole sequence."""
+    d, n = A.shape
+    units = plan.sequences * plan.chunks
+    ends, steps = A.new_empty((units, d, n)), A.new_empty((units, d))
+    words = plan.size(plan.channel_warps)
+    for place in places:
+        words += place
+    words += [A.data_ptr(), _address(bias), ends.data_ptr(), steps.data_ptr()]
+    _launch_warps(call, plan, "summary", plan.summary[back], words)
+    words = [A.data_ptr(), _address(enter), ends.data_ptr(), steps.data_ptr(), plan.sequences, plan.chunks, d, int(back)]
+    grid = -(-plan.sequences * d * n // 128)
+    driver.launch(call.u.device.index, "reduce", "scan_chain", plan.finish, 0, grid, 128, words)
+    return ends
+
+
+def _finish(call: ScanCall, plan: Plan, head: list[int], mixed: bool, params: Tensor, grads: Gradients) -> None:
     """Sum what the blocks of the backward pass left: dB, dC over blocks of channels, parameters over sequences."""
     d, n = call.A.shape
     columns = params.shape[1]
     unused = params.new_empty(d) if grads.D is None or grads.delta_bias is None else None
-    targets = [_address(g if g is not None else unused) for g in (grads.A, grads.D, grads.delta_bias)]
-    steps = 0 if mixing is None else plan.groups * plan.sequences * plan.tiles * plan.steps
+    targets = [_address(unused if g is None else g) for g in (grads.A, grads.D, grads.delta_bias)]
+    steps = plan.groups * plan.sequences * plan.chunks * plan.tiles * plan.macros["TS"] if mixed else 0
     mix_blocks = -(-steps * plan.nt // 2 // 256)
-    macros = finish_variant(plan, steps)
     while True:
         rows = params.shape[0]
         slabs = -(-rows // _SLAB_ROWS)
-        slab = -(-rows // slabs)
         sums = params.new_empty((slabs, columns)) if slabs > 1 else None
-        words = [*size, *outputs[0], *outputs[1], _address(mixing), params.data_ptr()]
-        words += targets if sums is None else [sums.data_ptr(), 0, 0]
-        words += [mix_blocks, rows, columns, slab, d * n, d * (n + 1)]
-        grid = (mix_blocks + slabs * -(-columns // 32), 1)
-        driver.launch(call.u.device.index, "reduce", "scan_finish", macros, 1024, grid, 256, words)
+        words = [*head, params.data_ptr(), *(targets if sums is None else (sums.data_ptr(), 0, 0))]
+        words += [mix_blocks, rows, columns, -(-rows // slabs), d * n, d * (n + 1)]
+        grid = mix_blocks + slabs * -(-columns // 32)
+        driver.launch(call.u.device.index, "reduce", "scan_finish", plan.finish, 1024, grid, 256, words)
         if sums is None:
             return
         params, mix_blocks = sums, 0
 
 
-def _empty_gradients(call: ScanCall) -> Gradients:
-    def like(tensor: Tensor | None) -> Tensor | None:  # maps keep their memory order
-        return None if tensor is None else torch.empty_like(tensor)
+def _launch_warps(call: ScanCall, plan: Plan, kernel: str, variant, words: list[int]) -> None:
+    """Start a kernel whose warps work alone."""
+    jobs = plan.unit_groups * plan.channel_warps * plan.groups
+    shared, grid = variant.warps * variant.warp_bytes, -(-jobs // variant.warps)
+    driver.launch(
+        call.u.device.index, kernel, f"scan_{kernel}", variant.macros, shared, grid, 32 * variant.warps, words
+    )
 
+
+def _empty_gradients(call: ScanCall) -> Gradients:
     def dense(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.new_empty(tensor.shape)
 
-    return Gradients(
-        torch.empty_like(call.u), torch.empty_like(call.delta), *map(dense, (call.A, call.B, call.C, call.D)),
-        like(call.z), dense(call.delta_bias), dense(call.initial_state),
-    )  # type: ignore[arg-type]  # fmt: skip
+    z = None if call.z is None else torch.empty_like(call.z)  # maps keep their memory order
+    A, B, C = (t.new_empty(t.shape) for t in (call.A, call.B, call.C))
+    D, bias, first = map(dense, (call.D, call.delta_bias, call.initial_state))
+    return Gradients(torch.empty_like(call.u), torch.empty_like(call.delta), A, B, C, D, z, bias, first)
 
 
 def _located(plan: Plan, tensors: Iterable[Tensor], skip: int = 0) -> list[list[int]]:
     """Address of the first step and strides of tensors that the plan knows, as ``Map`` and ``Mix`` of scan.cuh."""
-    return [[t.data_ptr() + o, *p] for t, (o, p) in zip(tensors, plan.places[skip:])]
+    places = plan.places[skip:]
+    return [[t.data_ptr() + o, *p] for t, (o, p) in zip(tensors, places)]  # noqa: B905 (places may go on)
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:

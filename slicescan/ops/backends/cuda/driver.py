@@ -14,6 +14,7 @@ from slicescan.ops.backends.cuda import nvrtc
 _SOURCES = {
     "forward": ("machine.cuh", "scan.cuh", "forward.cu"),
     "backward": ("machine.cuh", "scan.cuh", "backward.cu"),
+    "summary": ("machine.cuh", "scan.cuh", "summary.cu"),
     "reduce": ("machine.cuh", "scan.cuh", "reduce.cu"),
 }
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -55,14 +56,14 @@ class Function:
             code = _driver().cuFuncSetAttribute(self.handle, _MAX_DYNAMIC_SHARED, shared)
             _check(code, f"reserving {shared} bytes of shared memory for {name}")
 
-    def __call__(self, device: int, grid: tuple[int, int], threads: int, words: list[int]) -> None:
+    def __call__(self, device: int, grid: int, threads: int, words: list[int]) -> None:
         """Start the kernel on the current stream; ``words`` are its one argument, 8 bytes each."""
         packed = (ctypes.c_longlong * len(words))(*words)
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(packed))
         stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
         for attempt in (0, 1):
             code = _driver().cuLaunchKernel(
-                self.handle, *grid, 1, threads, 1, 1, self.shared, stream, arguments, None
+                self.handle, grid, 1, 1, threads, 1, 1, self.shared, stream, arguments, None
             )
             if code != _INVALID_CONTEXT or attempt:
                 break
@@ -111,7 +112,7 @@ def launch(
     name: str,
     macros: tuple[tuple[str, int], ...],
     shared: int,
-    grid: tuple[int, int],
+    grid: int,
     threads: int,
     words: list[int],
 ) -> None:

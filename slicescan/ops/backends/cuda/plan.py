@@ -9,11 +9,16 @@ from torch import Tensor
 
 from slicescan.ops.call import ScanCall
 
-TILE_STEPS = {torch.bfloat16: 8, torch.float16: 8, torch.float32: 8}  # steps of a tile, between checkpoints
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
-_REGION = 227 * 1024  # shared memory of a multiprocessor, a block's own kilobyte left out below
-# Time of a lane when 1, 2 or 4 sequences share a warp: their B and C come from as many places of shared memory.
+TILE_STEPS = {torch.bfloat16: 8, torch.float16: 8, torch.float32: 8}  # steps of a tile, between checkpoints
+Macros = tuple[tuple[str, int], ...]
+
+_SHARED = 227 * 1024  # bytes of shared memory on a multiprocessor, a block's own kilobyte included
+_BLOCK_SHARED = 99 * 1024  # what a block may have on every device since compute capability 8.0
+# Time of a warp whose lanes serve 1, 2 or 4 sequences: their B and C come from as many places of shared memory.
 _PACKING_COST = {"forward": {1: 1.0, 2: 1.04, 4: 1.33}, "backward": {1: 1.0, 2: 1.1, 4: 1.4}}
+_ENOUGH_WARPS = 1536  # to fill a device; with fewer than half, long sequences are cut into chunks
+_SHORTEST_CHUNK = 8  # tiles
 
 
 def states_per_lane(n: int) -> tuple[int, int]:
@@ -22,156 +27,209 @@ def states_per_lane(n: int) -> tuple[int, int]:
     return -(-n // (4 * ns)) * 4, ns
 
 
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """How positions of sequences lie in maps: the call's axis, direction and carry."""
-
-    shape: tuple[int, int, int, int]
-    axis: str
-    reverse: bool
-    carry: bool
-
-    @property
-    def slices(self) -> int:
-        """Slices of an image."""
-        return self.shape[1] if self.axis == "w" else self.shape[2]
-
-    @property
-    def slice_length(self) -> int:
-        """Steps of a slice."""
-        return self.shape[2] if self.axis == "w" else self.shape[1]
-
-    def place(self, tensor: Tensor) -> tuple[int, list[int]]:
-        """``(offset, [batch, slice, step, ...])`` in elements: where a tensor's first step lies, and its strides."""
-        stride = [s if n != 1 else 0 for s, n in zip(tensor.stride(), tensor.shape)]
-        b, s, t = (stride[0], stride[1], stride[2]) if self.axis == "w" else (stride[0], stride[2], stride[1])
-        offset = 0
-        if self.reverse:
-            offset += t * (self.slice_length - 1)
-            t = -t
-            if self.carry:
-                offset += s * (self.slices - 1)
-                s = -s
-        return offset, [b, s, t, *stride[3:]]
+def sequence_shape(call: ScanCall) -> tuple[int, int]:
+    """Sequences of a call's scan and their steps; with carry an image is one sequence."""
+    b, h, w, _ = call.u.shape
+    slices, length = (h, w) if call.axis == "w" else (w, h)
+    return (b, slices * length) if call.carry else (b * slices, length)
 
 
 @dataclasses.dataclass(frozen=True)
+class Variant:
+    """A kernel's macros, the warps of its block and the shared memory of a warp in bytes."""
+
+    macros: Macros
+    warps: int
+    warp_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """Everything about a call that its addresses do not change."""
+    """Everything about a pass that the addresses of its tensors do not change, but for their alignment."""
 
-    macros: tuple[tuple[str, int], ...]
-    lanes: int
+    macros: dict[str, int]
     places: tuple[tuple[int, tuple[int, ...]], ...]  # of the tensors given, in their order: bytes, strides in elements
     sequences: int
+    chunks: int
     slices: int
     length: int
     slice_length: int
     channels: int
     groups: int
-    n: int
-    nt: int
-    steps: int
-    element_size: int
 
     @property
-    def tiles(self) -> int:
+    def element_size(self) -> int:
+        """Bytes of a map's element."""
+        return 4 if self.macros["KIND"] == 2 else 2
+
+    @property
+    def nt(self) -> int:
+        """States of a channel, padded."""
+        return self.macros["NL"] * self.macros["NS"]
+
+    @functools.cached_property
+    def all_tiles(self) -> int:
         """Tiles of a sequence."""
-        return -(-self.length // self.steps)
+        return -(-self.length // self.macros["TS"])
 
-    @property
-    def unit_groups(self) -> int:
-        """Groups of sequences that share a warp."""
-        return -(-self.sequences // self.packed)
+    @functools.cached_property
+    def tiles(self) -> int:
+        """Tiles of a chunk."""
+        return -(-self.all_tiles // self.chunks)
 
-    @property
+    @functools.cached_property
     def packed(self) -> int:
-        """Sequences of a warp."""
-        return 32 // dict(self.macros)["NS"] // self.lanes
+        """Chunks that share a warp."""
+        return 32 // self.macros["NS"] // self.macros["LANES"]
 
-    @property
+    @functools.cached_property
+    def unit_groups(self) -> int:
+        """Groups of chunks that share a warp."""
+        return -(-self.sequences * self.chunks // self.packed)
+
+    @functools.cached_property
     def channel_warps(self) -> int:
         """Warps that cover the channels of a group."""
-        return -(-(self.channels // self.groups) // self.lanes)
+        return -(-(self.channels // self.groups) // self.macros["LANES"])
 
     def size(self, blocks: int, resumed: bool = False) -> list[int]:
         """The ``Size`` of scan.cuh."""
-        tiles = self.tiles
-        return [self.sequences, 1, tiles, tiles, self.slices, self.length, self.slice_length, self.channels,
-                self.channels // self.groups, self.groups, blocks, int(resumed)]  # fmt: skip
+        return [self.sequences * self.chunks, self.chunks, self.tiles, self.all_tiles, self.slices, self.length,
+                self.slice_length, self.channels, self.channels // self.groups, self.groups, blocks,
+                int(resumed)]  # fmt: skip
 
+    @functools.cached_property
+    def forward(self) -> dict[bool, Variant]:
+        """The forward kernel, by whether it saves checkpoints."""
+        return {save: self._forward(save) for save in (False, True)}
 
-def sequence_shape(call: ScanCall) -> tuple[int, int, int]:
-    """``(sequences, steps, slices)`` of the call's scan; with carry an image is one sequence."""
-    b, h, w, _ = call.u.shape
-    slices, length = (h, w) if call.axis == "w" else (w, h)
-    return (b, slices * length, slices) if call.carry else (b * slices, length, slices)
+    def _forward(self, save: bool) -> Variant:
+        m = self.macros
+        own = self._mix_bytes + 2 * (3 if m["HAS_Z"] else 2) * m["TS"] * (32 // m["NS"]) * self.element_size
+        lean = m["GU"] == m["GB"] == 16 and not m["WIDE"] and not m["CARRY"]
+        extra = {"SAVE": int(save), "NW": 3, "MIN_BLOCKS": 6 if lean else 5, "WARP_BYTES": own}
+        return Variant((*m.items(), *extra.items()), 3, own)
+
+    @functools.cached_property
+    def summary(self) -> dict[bool, Variant]:
+        """The kernel that finds what a chunk does to a state (False) or to its gradient (True)."""
+        m = {**self.macros, "HAS_Z": 0}
+        both = {}
+        for back in (False, True):
+            maps = 3 if back and self.macros["HAS_Z"] else 2
+            own = self._mix_bytes + 2 * maps * m["TS"] * (32 // m["NS"]) * self.element_size
+            extra = {"BACK": int(back), "GATED": maps - 2, "NW": 3, "MIN_BLOCKS": 5, "WARP_BYTES": own}
+            both[back] = Variant((*m.items(), *extra.items()), 3, own)
+        return both
+
+    @functools.cached_property
+    def backward(self) -> Variant:
+        """The backward kernel."""
+        m, row, packed = self.macros, 32 // self.macros["NS"], self.packed
+        bfloat = m["KIND"] == 0
+        lean = int(bfloat and packed > 1 and bool(m["SOFTPLUS"]))
+        buffers = 2 if lean else 3
+        own = 32 * (m["TS"] + 1) * m["NL"] * (2 if bfloat else 4)  # states before each step, the next checkpoint
+        own += 32 * m["TS"] * (16 if not bfloat else 10 if lean else 12)  # scalars of each step
+        own += (4 if m["HAS_Z"] else 3) * m["TS"] * row * self.element_size + self._mix_bytes
+        own += buffers * m["TS"] * packed * self.nt * (4 if bfloat and packed > 1 else 8)
+        warps = min((w for w in (4, 3, 2, 1) if w * own + 16 <= _BLOCK_SHARED or w == 1), key=self._idle)
+        blocks = max(1, min(12 // warps, _SHARED // (own * warps + 1040)))
+        extra = {"NW": warps, "MIN_BLOCKS": blocks, "WARP_BYTES": own, "DIRECT": int(self.channel_warps <= warps),
+                 "AT_ONCE": 2, "LEAN": lean, "BUFFERS": buffers}  # fmt: skip
+        return Variant((*m.items(), *extra.items()), warps, own)
+
+    def _idle(self, warps: int) -> int:
+        return -(-self.channel_warps // warps) * warps
+
+    @functools.cached_property
+    def finish(self) -> Macros:
+        """Macros of the sums that follow the backward kernel, and of the chain over chunks."""
+        steps = self.groups * self.sequences * self.all_tiles * self.macros["TS"]
+        kept = {k: v for k, v in self.macros.items() if k not in ("HAS_Z", "SOFTPLUS", "GU", "GB", "WIDE")}
+        wide = int(self.macros["WIDE"] or steps >= 2**30)
+        return (*kept.items(), ("GU", 4), ("GB", self.element_size), ("SOFTPLUS", 1), ("WIDE", wide))
+
+    @functools.cached_property
+    def _mix_bytes(self) -> int:
+        m = self.macros
+        tile = self.packed * (m["TS"] * 2 * self.nt + (4 if self.packed > 1 else 0)) * 4
+        return tile + -(-self.packed * m["TS"] * 2 * m["N"] * self.element_size // 16) * 16
 
 
 def plan_of(call: ScanCall, direction: str, maps: Sequence[Tensor], mixes: Sequence[Tensor]) -> Plan:
     """Plan the forward or backward pass over ``maps`` (b, h, w, d) and ``mixes`` (b, h, w, g, n)."""
-    key = tuple((t.stride(), t.data_ptr() % 16) for t in (*maps, *mixes))
-    shape = tuple(call.u.shape)
-    steps = Steps(shape, call.axis, call.reverse, call.carry)  # type: ignore[arg-type]
-    groups, n = call.B.shape[3:]
-    flags = (call.z is not None, call.delta_softplus)
-    return _plan(steps, groups, n, call.u.dtype, flags, direction, key, len(maps))
+    layouts = tuple([(t.stride(), t.data_ptr() % 16) for t in (*maps, *mixes)])
+    flags = (call.axis, call.reverse, call.carry, call.z is not None, call.delta_softplus)
+    return _plan(direction, call.u.dtype, tuple(call.u.shape), tuple(call.B.shape[3:]), flags, layouts, len(maps))
 
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
-    steps: Steps,
-    groups: int,
-    n: int,
-    dtype: torch.dtype,
-    flags: tuple[bool, bool],
     direction: str,
-    key: tuple,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int, int],
+    mix_shape: tuple[int, int],
+    flags: tuple[str, bool, bool, bool, bool],
+    layouts: tuple[tuple[tuple[int, ...], int], ...],
     maps: int,
 ) -> Plan:
-    b, h, w, d = steps.shape
-    size = dtype.itemsize
-    metas = [
-        torch.empty_strided((b, h, w, d) if i < maps else (b, h, w, groups, n), stride, device="meta", dtype=dtype)
-        for i, (stride, _) in enumerate(key)
-    ]
-    places = [steps.place(t) for t in metas]
-    slices, slice_length = steps.slices, steps.slice_length
+    axis, reverse, carry, gated, softplus = flags
+    (groups, n), d, size = mix_shape, shape[3], dtype.itemsize
+    slices, slice_length = (shape[1], shape[2]) if axis == "w" else (shape[2], shape[1])
+    sizes = [shape if i < maps else (*shape[:3], *mix_shape) for i in range(len(layouts))]
+    places = [_place(stride, of, axis, reverse, carry) for (stride, _), of in zip(layouts, sizes, strict=True)]
     two_levels = False
-    if steps.carry:
-        runs_on = slices == 1 or all(s == t * slice_length for _, (_, s, t, *_) in places)
+    if carry:
         if slice_length == 1:
-            places = [(o, [b_, 0, s, *rest]) for o, (b_, s, _, *rest) in places]
-        elif runs_on:
-            places = [(o, [b_, 0, t, *rest]) for o, (b_, _, t, *rest) in places]
+            places = [(o, (b, 0, s, *rest)) for o, (b, s, _, *rest) in places]
+        elif slices == 1 or all(s == t * slice_length for _, (_, s, t, *_) in places):
+            places = [(o, (b, 0, t, *rest)) for o, (b, _, t, *rest) in places]
         else:
             two_levels = True
-        sequences, length, kernel_slices = b, slices * slice_length, 1
-    else:
-        sequences, length, kernel_slices = b * slices, slice_length, slices
+    sequences, length = (shape[0], slices * slice_length) if carry else (shape[0] * slices, slice_length)
+    aligned = [(o, p, a) for (o, p), (_, a) in zip(places, layouts, strict=True)]
     nl, ns = states_per_lane(n)
-    wide = any(
-        sum(abs(s) * (c - 1) for s, c in zip(t.stride(), t.shape) if c > 1) >= 2**31 - 2**20 for t in metas
-    )
-    map_bytes = min(
-        _copy_bytes(size, d // groups, offset, place, aligned)
-        for (offset, place), (_, aligned) in zip(places[:maps], key[:maps])
-    )
-    mix_bytes = min(
-        _copy_bytes(size, n, offset, place, aligned) for (offset, place), (_, aligned) in zip(places[maps:], key[maps:])
-    )
     lanes = _lane_width(d // groups, 32 // ns, sequences, _PACKING_COST[direction])
     macros = {
-        "KIND": KINDS[dtype], "N": n, "NL": nl, "NS": ns, "TS": TILE_STEPS[dtype], "GU": map_bytes, "GB": mix_bytes,
-        "WIDE": int(wide), "CARRY": int(two_levels), "HAS_Z": int(flags[0]), "SOFTPLUS": int(flags[1]), "LANES": lanes,
+        "KIND": KINDS[dtype], "N": n, "NL": nl, "NS": ns, "TS": TILE_STEPS[dtype], "LANES": lanes,
+        "GU": min(_copy_bytes(size, d // groups, *x) for x in aligned[:maps]),
+        "GB": min(_copy_bytes(size, n, *x) for x in aligned[maps:]),
+        "WIDE": int(any(_reach(stride, of) >= 2**31 - 2**20 for (stride, _), of in zip(layouts, sizes, strict=True))),
+        "CARRY": int(two_levels), "HAS_Z": int(gated), "SOFTPLUS": int(softplus),
     }  # fmt: skip
+    warps = sequences * groups * -(-(d // groups) // lanes) / (32 // ns // lanes)
+    tiles = -(-length // macros["TS"])
+    chunks = min(int(_ENOUGH_WARPS // max(warps, 1)), tiles // _SHORTEST_CHUNK) if 2 * warps <= _ENOUGH_WARPS else 1
+    chunks = -(-tiles // -(-tiles // max(chunks, 1)))  # none is empty
     return Plan(
-        macros=tuple(macros.items()), lanes=lanes, places=tuple((o * size, tuple(p)) for o, p in places),
-        sequences=sequences, slices=kernel_slices, length=length, slice_length=slice_length, channels=d, groups=groups,
-        n=n, nt=nl * ns, steps=TILE_STEPS[dtype], element_size=size,
+        macros=macros, places=tuple((o * size, tuple(p)) for o, p in places), sequences=sequences, chunks=chunks,
+        slices=1 if carry else slices, length=length, slice_length=slice_length, channels=d, groups=groups,
     )  # fmt: skip
 
 
-def _copy_bytes(size: int, run: int, offset: int, place: list[int], aligned: int) -> int:
+def _place(
+    stride: tuple[int, ...], shape: tuple[int, ...], axis: str, reverse: bool, carry: bool
+) -> tuple[int, tuple[int, ...]]:
+    """Where a tensor's first step lies and its strides ``(batch, slice, step, ...)``, in elements."""
+    stride = tuple(s if n != 1 else 0 for s, n in zip(stride, shape, strict=True))
+    turned = axis == "h"
+    b, s, t = (stride[0], stride[2], stride[1]) if turned else stride[:3]
+    slices, length = (shape[2], shape[1]) if turned else shape[1:3]
+    offset = 0
+    if reverse:
+        offset, t = t * (length - 1), -t
+        if carry:
+            offset, s = offset + s * (slices - 1), -s
+    return offset, (b, s, t, *stride[3:])
+
+
+def _reach(stride: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """Elements between the first and the last of a tensor."""
+    return sum(s * (n - 1) for s, n in zip(stride, shape, strict=True) if n > 1)
+
+
+def _copy_bytes(size: int, run: int, offset: int, place: tuple[int, ...], aligned: int) -> int:
     """Bytes that every run of channels or states can be copied by."""
     if run > 1 and place[-1] != 1:
         return size
@@ -184,51 +242,7 @@ def _lane_width(channels: int, row: int, sequences: int, packing_cost: dict[int,
 
     def cost(width: int) -> float:
         packed = row // width
-        filled = -(-sequences // packed) * packed / max(sequences, 1)
+        filled = -(-sequences // packed) * packed / sequences
         return -(-channels // width) * width * filled * packing_cost[packed]
 
     return min((w for w in (32, 16, 8) if w <= row), key=cost)
-
-
-def forward_variant(plan: Plan, save: bool) -> tuple[tuple[tuple[str, int], ...], int, int]:
-    """Macros, warps a block and bytes of shared memory a warp of the forward kernel."""
-    m = dict(plan.macros)
-    tile, packed = plan.steps * (32 // m["NS"]), plan.packed
-    own = _mix_bytes(m, packed) + 2 * (3 if m["HAS_Z"] else 2) * tile * plan.element_size
-    warps = 3
-    lean = m["GU"] == m["GB"] == 16 and not m["WIDE"] and not m["CARRY"] and m["NL"] <= 16
-    extra = {"SAVE": int(save), "NW": warps, "MIN_BLOCKS": 6 if lean else 5, "WARP_BYTES": own}
-    return (*plan.macros, *extra.items()), warps, own
-
-
-def backward_variant(plan: Plan) -> tuple[tuple[tuple[str, int], ...], int, int]:
-    """Macros, warps a block and bytes of shared memory a warp of the backward kernel."""
-    m = dict(plan.macros)
-    row, packed, steps = 32 // m["NS"], plan.packed, plan.steps
-    states = m["NL"] * (2 if m["KIND"] == 0 else 4)
-    lean = m["KIND"] == 0 and packed > 1 and m["SOFTPLUS"] == 1
-    buffers = 2 if lean else 3
-    own = steps * 32 * states + steps * 32 * (16 if m["KIND"] else 10 if lean else 12) + 32 * states
-    own += (4 if m["HAS_Z"] else 3) * steps * row * plan.element_size + _mix_bytes(m, packed)
-    short = m["KIND"] == 0 and packed > 1
-    own += buffers * steps * packed * (plan.nt if short else 2 * plan.nt) * 4
-    warps = min((4, 3, 2, 1), key=lambda w: -(-plan.channel_warps // w) * w)
-    blocks = max(1, min(12 // warps, _REGION // (own * warps + 1040)))
-    direct = int(plan.channel_warps <= warps)
-    extra = {"NW": warps, "MIN_BLOCKS": blocks, "WARP_BYTES": own, "DIRECT": direct, "AT_ONCE": 2, "LEAN": int(lean),
-             "BUFFERS": buffers}  # fmt: skip
-    return (*plan.macros, *extra.items()), warps, own
-
-
-def finish_variant(plan: Plan, steps: int) -> tuple[tuple[str, int], ...]:
-    """Macros of the sums that follow the backward kernel; ``steps`` rows of dB and dC wait for theirs."""
-    skip = ("HAS_Z", "SOFTPLUS", "GU", "GB", "WIDE")
-    wide = int(dict(plan.macros)["WIDE"] or steps >= 2**31)
-    kept = tuple((k, v) for k, v in plan.macros if k not in skip)
-    return (*kept, ("GU", 4), ("GB", plan.element_size), ("SOFTPLUS", 1), ("WIDE", wide))
-
-
-def _mix_bytes(m: dict[str, int], packed: int) -> int:
-    size = 4 if m["KIND"] == 2 else 2
-    tile = packed * (m["TS"] * 2 * m["NL"] * m["NS"] + (4 if packed > 1 else 0)) * 4
-    return tile + -(-packed * m["TS"] * 2 * m["N"] * size // 16) * 16

@@ -54,3 +54,29 @@ extern "C" __global__ void __launch_bounds__(256) scan_finish(const __grid_const
   else if (column < a.c2) a.out1[column - a.c1] = sum;
   else a.out2[column - a.c2] = sum;
 }
+
+// From what every chunk does to a state and the state that enters the sequence (or zero): the state that enters each chunk,
+// ends [sequence][chunk][channel][N] in place. `back` goes from the last chunk to the first. One thread a channel and state.
+struct ChainArgs { const float *A, *enter; float* ends; const float* steps; i64 sequences, chunks, channels, back; };
+
+extern "C" __global__ void __launch_bounds__(128) scan_chain(const __grid_constant__ ChainArgs a) {
+  constexpr int AHEAD = 8;
+  const i64 row = a.channels * N, i = (i64)blockIdx.x * 128 + threadIdx.x;
+  if (i >= a.sequences * row) return;
+  const i64 sequence = i / row, dn = i - sequence * row, d = dn / N; const int chunks = (int)a.chunks;
+  const float rate = a.A[dn] * LOG2E;
+  float h = a.enter ? a.enter[i] : 0.f;
+  float* ends = a.ends + sequence * chunks * row + dn; const float* steps = a.steps + sequence * chunks * a.channels + d;
+  for (int q0 = 0; q0 < chunks; q0 += AHEAD) {
+    float end[AHEAD], step[AHEAD];
+    UNROLL for (int j = 0; j < AHEAD; j++) if (q0 + j < chunks) {
+      const int q = a.back ? chunks - 1 - q0 - j : q0 + j;
+      end[j] = ends[q * row]; step[j] = steps[q * a.channels];
+    }
+    UNROLL for (int j = 0; j < AHEAD; j++) if (q0 + j < chunks) {
+      const int q = a.back ? chunks - 1 - q0 - j : q0 + j;
+      ends[q * row] = h;
+      h = fmaf(ex2(rate * step[j]), h, end[j]);
+    }
+  }
+}
