@@ -1,7 +1,7 @@
 """The scan in CUDA C++, compiled at first use: one lane a channel, sums over channels by the tensor cores, no atomics.
 
-Long sequences that are too few to fill the device are cut into chunks: a first kernel finds what every chunk does to a state,
-a second chains the chunks, and then all of them run side by side as sequences do.
+Long sequences that are too few to fill the device are cut into chunks: a first kernel finds what every chunk does to a
+state, a second chains the chunks, and then all of them run side by side as sequences do.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from slicescan.ops.backends.cuda import driver, nvrtc
-from slicescan.ops.backends.cuda.plan import KINDS, TILE_STEPS, Plan, plan_of, sequence_shape, states_per_lane
+from slicescan.ops.backends.cuda.plan import (
+    KINDS,
+    TILE_STEPS,
+    Plan,
+    Variant,
+    plan_of,
+    sequence_shape,
+    states_per_lane,
+)
 from slicescan.ops.call import Gradients, ScanCall
 from slicescan.ops.paths import initial_states, state_shape
 
@@ -36,7 +44,7 @@ def why_not(call: ScanCall) -> str | None:
 
 
 def saved_spec(call: ScanCall) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype of what the forward pass saves: the state before every tile, ``(sequence, tile, channel, state)``."""
+    """Shape and dtype of the states that the forward pass saves, ``(sequence, tile, channel, state)``."""
     sequences, length = sequence_shape(call)
     nl, ns = states_per_lane(call.A.shape[1])
     dtype = torch.bfloat16 if call.u.dtype == torch.bfloat16 else torch.float32
@@ -56,7 +64,8 @@ def forward(call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     plan = plan_of(call, "forward", maps, mixes)
     u, delta, out, *z = _located(plan, maps)
     B, C = _located(plan, mixes, len(maps))
-    A, D, bias, first = map(_plain, (call.A, call.D, call.delta_bias, call.initial_state))
+    A = call.A.contiguous()
+    D, bias, first = map(_plain, (call.D, call.delta_bias, call.initial_state))
     if plan.chunks > 1:
         first = _enter_chunks(call, plan, (u, delta, _NOTHING, B, C), A, bias, first, back=False)
     words = [*plan.size(plan.channel_warps), *u, *delta, *(z[0] if z else _NOTHING), *out, *B, *C]
@@ -83,7 +92,8 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
     u, delta, dy, du, ddelta, *gate = _located(plan, maps)
     z, dz = gate or (_NOTHING, _NOTHING)
     B, C, dB, dC = _located(plan, mixes, len(maps))
-    A, D, bias, last = map(_plain, (call.A, call.D, call.delta_bias, grad_last))
+    A = call.A.contiguous()
+    D, bias, last = map(_plain, (call.D, call.delta_bias, grad_last))
     if plan.chunks > 1:
         last = _enter_chunks(call, plan, (dy, delta, z, B, C), A, bias, last, back=True)
     variant = plan.backward
@@ -122,7 +132,16 @@ def _enter_chunks(
         words += place
     words += [A.data_ptr(), _address(bias), ends.data_ptr(), steps.data_ptr()]
     _launch_warps(call, plan, "summary", plan.summary[back], words)
-    words = [A.data_ptr(), _address(enter), ends.data_ptr(), steps.data_ptr(), plan.sequences, plan.chunks, d, int(back)]
+    words = [
+        A.data_ptr(),
+        _address(enter),
+        ends.data_ptr(),
+        steps.data_ptr(),
+        plan.sequences,
+        plan.chunks,
+        d,
+        int(back),
+    ]
     grid = -(-plan.sequences * d * n // 128)
     driver.launch(call.u.device.index, "reduce", "scan_chain", plan.finish, 0, grid, 128, words)
     return ends
@@ -149,7 +168,7 @@ def _finish(call: ScanCall, plan: Plan, head: list[int], mixed: bool, params: Te
         params, mix_blocks = sums, 0
 
 
-def _launch_warps(call: ScanCall, plan: Plan, kernel: str, variant, words: list[int]) -> None:
+def _launch_warps(call: ScanCall, plan: Plan, kernel: str, variant: Variant, words: list[int]) -> None:
     """Start a kernel whose warps work alone."""
     jobs = plan.unit_groups * plan.channel_warps * plan.groups
     shared, grid = variant.warps * variant.warp_bytes, -(-jobs // variant.warps)

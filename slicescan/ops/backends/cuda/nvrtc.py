@@ -100,7 +100,9 @@ def compile_source(source: str, options: tuple[str, ...], architecture: str) -> 
             _check(lib.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
             log = ctypes.create_string_buffer(size.value)
             _check(lib.nvrtcGetProgramLog(program, log))
-            raise CompileError(f"NVRTC refused a kernel for {architecture} with {' '.join(options)}:\n{log.value.decode()}")
+            raise CompileError(
+                f"NVRTC refused a kernel for {architecture} with {' '.join(options)}:\n{log.value.decode()}"
+            )
         kind = "CUBIN" if architecture.startswith("sm_") else "PTX"
         _check(getattr(lib, f"nvrtcGet{kind}Size")(program, ctypes.byref(size)))
         image = ctypes.create_string_buffer(size.value)
