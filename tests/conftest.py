@@ -1,7 +1,7 @@
 """Every test: warnings are errors, uninitialised memory is NaN, examples are drawn the same way in every run.
 
-``--require-backend NAME`` (repeatable) stops the run if that backend cannot run here; without it, lines below the results
-say which backends were not tested, and why.
+``--require-backend NAME`` (repeatable) stops the run if that backend cannot run here; without it, lines below the
+results say which backends were not tested, and why.
 """
 
 from collections.abc import Iterator

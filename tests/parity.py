@@ -2,11 +2,12 @@
 
     judge(arguments, backend)           # arguments: keywords of slice_scan, as tests.strategies.Scan.arguments() makes
 
-runs ``slice_scan`` on a backend, without gradients and with, and raises ``Disagreement`` unless outputs and every gradient
-have the right shape, dtype and memory order and lie near the exact ones, which the reference computes in float64. "Near" is
-measured, not typed: an error may be twice the one that the plain reference makes with the call's own dtypes, and one
-rounding more. A rounding is what moves the exact result when every argument is rounded once in the compute dtype, and the
-result in the dtype of the maps. Errors are relative: RMS of the difference over RMS of the exact.
+runs ``slice_scan`` on a backend, without gradients and with, and raises ``Disagreement`` unless outputs and every
+gradient have the right shape, dtype and memory order and lie near the exact ones, which the reference computes in
+float64. "Near" is measured, not typed: an error may be twice the one that the plain reference makes with the call's
+own dtypes (the largest of a few, for arguments a rounding away), and one rounding more. A rounding is what moves the
+exact result when every argument is rounded once in the compute dtype, and the result in the dtype of the maps. Errors
+are relative: RMS of the difference over RMS of the exact.
 
     measure(run, arguments)             # the same for any function with the signature of slice_scan: name -> Error
     available(device)                   # names of the backends that can run an ordinary call there, to parametrise with
@@ -22,7 +23,7 @@ from torch import Tensor
 from slicescan.ops import dispatch, slice_scan
 
 MAPS = ("u", "delta", "B", "C", "z")
-ROUNDINGS = 4  # exact results with rounded arguments, to know what one rounding does
+ROUNDINGS = 4  # sets of arguments a rounding away, to know what roundings do
 
 Run = Callable[..., tuple[Tensor, Tensor]]
 
@@ -73,9 +74,8 @@ def measure(run: Run, arguments: Mapping[str, Any], *, last_state: bool = True) 
     outcome = partial(_outcome, last_state=last_state)
     plain = partial(slice_scan, backend="reference")
     exact, own = outcome(plain, _in_float64(arguments)), _own_errors(outcome, arguments)
-    generator = torch.Generator(u.device).manual_seed(0)
     wide = torch.promote_types(u.dtype, torch.float32)
-    moved = [outcome(plain, _rounded(arguments, wide, generator)) for _ in range(ROUNDINGS)]
+    moved = [outcome(plain, _moved(_in_float64(arguments), wide, seed)) for seed in range(ROUNDINGS)]
     found = outcome(run, arguments)
     _check_form(arguments, found)
     with torch.no_grad():
@@ -100,14 +100,18 @@ def _own_errors(outcome: Callable[..., dict[str, Tensor]], arguments: Mapping[st
         arguments = {name: x.float() if isinstance(x, Tensor) else x for name, x in arguments.items()}
         ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
     plain = partial(slice_scan, backend="reference")
-    exact = outcome(plain, _in_float64(arguments))
-    return {name: ratio * _relative(value, exact[name]) for name, value in outcome(plain, arguments).items()}
+    largest: dict[str, float] = {}
+    for nearby in [arguments, *(_moved(arguments, None, seed) for seed in range(1, ROUNDINGS))]:
+        exact = outcome(plain, _in_float64(nearby))
+        for name, value in outcome(plain, nearby).items():
+            largest[name] = max(ratio * _relative(value, exact[name]), largest.get(name, 0.0))
+    return largest
 
 
 def _outcome(run: Run, arguments: Mapping[str, Any], *, last_state: bool) -> dict[str, Tensor]:
     leaves = {name: x.detach().requires_grad_() for name, x in arguments.items() if isinstance(x, Tensor)}
     y, last = run(**{**arguments, **leaves}, return_last_state=True)
-    outputs = [y, last] if last_state else [y]
+    outputs = [x for x in ((y, last) if last_state else (y,)) if x.requires_grad]
     probes = [_probe(x, seed) for seed, x in enumerate(outputs)]
     grads = torch.autograd.grad(outputs, list(leaves.values()), probes, allow_unused=True, materialize_grads=True)
     return {"y": y.detach(), "last_state": last.detach(), **dict(zip(leaves, grads, strict=True))}
@@ -141,12 +145,13 @@ def _in_float64(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: x.double() if isinstance(x, Tensor) else x for name, x in arguments.items()}
 
 
-def _rounded(arguments: Mapping[str, Any], dtype: torch.dtype, generator: torch.Generator) -> dict[str, Any]:
-    """In float64, every number moved by up to a rounding of ``dtype``."""
+def _moved(arguments: Mapping[str, Any], dtype: torch.dtype | None, seed: int) -> dict[str, Any]:
+    """Every number moved at random by up to a rounding of ``dtype``, or of its own dtype."""
+    generator = torch.Generator().manual_seed(seed)
 
     def moved(x: Tensor) -> Tensor:
-        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float64) * 2 - 1
-        return x.double() * (1 + torch.finfo(dtype).eps * noise)
+        noise = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x.device) * 2 - 1
+        return (x.double() * (1 + torch.finfo(dtype or x.dtype).eps * noise)).to(x.dtype)
 
     return {name: moved(x) if isinstance(x, Tensor) else x for name, x in arguments.items()}
 
