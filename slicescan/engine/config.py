@@ -152,6 +152,28 @@ def read_recipe(path: str | Path) -> Recipe:
     return _section(Recipe, table, f"{path}: ")
 
 
+RECIPES = Path(__file__).parent.parent / "recipes"
+"""Recipes that ship with the package."""
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path, or the name of one of the package's.
+
+    Raises:
+        FileNotFoundError: It is neither; the message names the package's recipes.
+
+    Example:
+        >>> find_recipe("xyscannet_tiny").name
+        'xyscannet_tiny.toml'
+    """
+    shipped = sorted(file.stem for file in RECIPES.glob("*.toml"))
+    if name in shipped:
+        return RECIPES / f"{name}.toml"
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"{name}: no such recipe; in the package: {', '.join(shipped)}")
+    return Path(name)
+
+
 def _section(kind: type, table: Mapping[str, Any], where: str) -> Any:
     hints = get_type_hints(kind)
     for key in table:
@@ -189,5 +211,5 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{where}: expected {getattr(kind, '__name__', kind).lower()}, got {value!r}")
+        raise ValueError(f"{where}: expected {getattr(kind, '__name__', str(kind)).lower()}, got {value!r}")
     return value

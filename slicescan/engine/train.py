@@ -106,12 +106,12 @@ class Run:
         self.recipe, self.device, self.step = recipe, device, 0
         torch.manual_seed(recipe.seed)
         model = create_model(recipe.model.name, **recipe.model.arguments)
-        self.model = model.to(device, memory_format=torch.channels_last).train()
-        self.parameters = list(self.model.parameters())
+        self.model = model.to(device).to(memory_format=torch.channels_last).train()
+        self.parameters: list[Tensor] = list(self.model.parameters())
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         section = recipe.optimizer
-        spared = getattr(model, "no_weight_decay", set)()
-        groups: dict[float, list[nn.Parameter]] = {section.weight_decay: [], 0.0: []}
+        spared: set[str] = getattr(model, "no_weight_decay", set)()
+        groups: dict[float, list[Tensor]] = {section.weight_decay: [], 0.0: []}
         for name, parameter in model.named_parameters():
             keeps = parameter.ndim < 2 or any(fnmatchcase(name, pattern) for pattern in spared)
             groups[0.0 if keeps else section.weight_decay].append(parameter)
@@ -162,7 +162,7 @@ class Run:
     def captured(self) -> Callable[[Tensor, Tensor], None]:
         """:meth:`update` as a CUDA graph: thousands of small kernels start as one."""
         data = self.recipe.data
-        shape = (data.batch, self.model.in_chans, data.patch, data.patch)
+        shape = (data.batch, 3, data.patch, data.patch)
         blurred = torch.rand(shape, device=self.device).contiguous(memory_format=torch.channels_last)
         sharp = torch.rand(shape, device=self.device)
         kept = [tensor.clone() for tensor in self.state()]

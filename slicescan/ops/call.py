@@ -10,9 +10,9 @@ from torch import Tensor
 class ScanCall:
     """Arguments of :func:`slicescan.ops.slice_scan` after checking, in one normal form.
 
-    Shapes: ``u``, ``delta``, ``z`` ``(b, h, w, d)`` of any strides; ``A`` ``(d, n)``; ``B``, ``C`` ``(b, h, w, g, n)``;
-    ``D``, ``delta_bias`` ``(d,)``; ``initial_state`` ``(b, s, d, n)``, where ``s`` is the number of slices, or 1 with
-    ``carry``. Parameters (``A``, ``D``, ``delta_bias``, ``initial_state``) are in the compute dtype: float64 if ``u`` is
+    Shapes: ``u``, ``delta``, ``z`` ``(b, h, w, d)`` of any strides; ``A`` ``(d, n)``; ``B`` and ``C``
+    ``(b, h, w, g, n)``; ``D``, ``delta_bias`` ``(d,)``; ``initial_state`` ``(b, s, d, n)`` with ``s`` slices, or 1
+    with ``carry``. Parameters (``A``, ``D``, ``delta_bias``, ``initial_state``) are in the compute dtype: float64 if ``u`` is
     float64, float32 otherwise. All tensors are on one device; ``delta``, ``z``, ``B``, ``C`` have the dtype of ``u``.
     """
 

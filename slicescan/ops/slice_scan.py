@@ -1,6 +1,6 @@
 """Selective scan along the rows or columns of a channels-last map."""
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ def slice_scan(
     if carry and fields[-1] is not None:
         fields = (*fields[:-1], fields[-1].unsqueeze(1))
     y, last = run(*fields, axis, reverse, carry, delta_softplus, backend=backend)
-    y = y.to(u.dtype)
+    y = y if y.dtype == u.dtype else y.to(u.dtype)
     if not return_last_state:
         return y
     return y, last.squeeze(1) if carry else last
@@ -113,7 +113,7 @@ def prepare(
     maps: str,
     mixes: str,
     states: str,
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Any, ...]:
     """Check shapes, devices and kinds, and bring all tensors to the dtypes of one call.
 
     Maps are promoted to their widest dtype; parameters and states are float32, or float64 beside float64 maps.
@@ -127,39 +127,32 @@ def prepare(
     d, groups = axes.sizes["d"], axes.sizes.get("g", 1)
     if groups < 1 or d % groups:
         raise ValueError(f"{op}: B has {groups} groups, which do not divide the {d} channels of u")
-    optional = (
-        ("D", D, "d"),
-        ("z", z, maps),
-        ("delta_bias", delta_bias, "d"),
-        ("initial_state", initial_state, states),
-    )
-    for name, tensor, letters in optional:
-        if tensor is not None:
-            axes.bind(name, tensor, letters)
-    named = [
-        ("u", u),
-        ("delta", delta),
-        ("A", A),
-        ("B", B),
-        ("C", C),
-        *((name, tensor) for name, tensor, _ in optional),
-    ]
-    for name, tensor in named:
+    parameters = {"A": A, "D": D, "delta_bias": delta_bias, "initial_state": initial_state}
+    given = {"u": u, "delta": delta, "B": B, "C": C, "z": z, **parameters}
+    for name, letters in (("D", "d"), ("z", maps), ("delta_bias", "d"), ("initial_state", states)):
+        if given[name] is not None:
+            axes.bind(name, given[name], letters)
+    for name, tensor in given.items():
         if tensor is None:
             continue
-        if not tensor.is_floating_point():
-            raise ValueError(f"{op}: {name} must be a real floating-point tensor, got {tensor.dtype}")
+        if tensor.dtype not in _KINDS:
+            raise ValueError(f"{op}: {name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
         if tensor.device != u.device:
             raise ValueError(f"{op}: {name} must be on {u.device} like u, got {tensor.device}")
     dtype = u.dtype
     for tensor in (delta, B, C, z):
-        if tensor is not None:
+        if tensor is not None and tensor.dtype != dtype:
             dtype = torch.promote_types(dtype, tensor.dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    u, delta, B, C = u.to(dtype), delta.to(dtype), B.to(dtype), C.to(dtype)
-    z = None if z is None else z.to(dtype)
     if not grouped:
         B, C = B.unsqueeze(-2), C.unsqueeze(-2)
-    A = A.to(wide)
-    D, delta_bias, initial_state = (None if x is None else x.to(wide) for x in (D, delta_bias, initial_state))
+    u, delta, B, C, z = (_cast(x, dtype) for x in (u, delta, B, C, z))
+    A, D, delta_bias, initial_state = (_cast(x, wide) for x in parameters.values())
     return u, delta, A, B, C, D, z, delta_bias, initial_state
+
+
+_KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)

@@ -59,7 +59,7 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
     if call.D is not None:
         grad_skip = (grad_scan * call.u).sum((0, 1, 2))
     grads = _Reverse(call, steps, saved, _steps_first(grad_scan, call), grad_last, keep_y=call.z is not None)
-    if call.z is not None:
+    if call.z is not None and grads.scanned is not None:
         y = _maps(grads.scanned, call)
         if call.D is not None:
             y = torch.addcmul(y, call.u.to(y.dtype), call.D)

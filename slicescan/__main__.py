@@ -1,0 +1,7 @@
+"""``python -m slicescan``."""
+
+import sys
+
+from slicescan.cli import main
+
+sys.exit(main())

@@ -1,0 +1,275 @@
+"""The command ``slicescan``: parse, then call one function. Imports are made by the command that needs them."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slicescan import __version__
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MODEL = "xyscannet_tiny"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 0 only if everything succeeded."""
+    options = parser().parse_args(argv)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("slicescan: stopped", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        if options.debug:
+            raise
+        print(f"slicescan: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(prog="slicescan", description="Restore images with state-space scans.")
+    top.add_argument("--version", action="version", version=f"slicescan {__version__}")
+    top.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_restore(commands)
+
+    models = commands.add_parser("models", help="list the models")
+    models.add_argument("filter", nargs="?", default="", help="pattern, such as 'xyscannet_small*'")
+    models.add_argument("--pretrained", action="store_true", help="only those whose weights ship with the package")
+    models.add_argument("--supports", action="append", default=[], metavar="WHAT", help="bf16, compile, export, ...")
+    models.set_defaults(run=_models)
+
+    info = commands.add_parser("info", help="what a model or a file of weights is")
+    info.add_argument("name", metavar="NAME_OR_FILE")
+    info.set_defaults(run=_info)
+
+    profile = commands.add_parser("profile", help="parameters, multiply-adds, scan updates and memory")
+    profile.add_argument("name", metavar="NAME_OR_FILE")
+    profile.add_argument("--size", default="256x256", metavar="HxW")
+    profile.add_argument("--json", action="store_true")
+    profile.set_defaults(run=_profile)
+
+    convert = commands.add_parser("convert", help="rewrite a file of weights")
+    convert.add_argument("source", metavar="IN")
+    convert.add_argument("target", metavar="OUT", help="ends in .safetensors, .pth or .pt")
+    convert.add_argument("--to", choices=["slicescan", "published"], default="slicescan", help="names of the weights")
+    convert.add_argument("--half", action="store_true", help="store half the bits")
+    convert.set_defaults(run=_convert)
+
+    train = commands.add_parser("train", help="train a network by a recipe, or go on with a stopped run")
+    train.add_argument("recipe", help="a TOML file, or the name of a recipe in the package, such as xyscannet_tiny")
+    train.add_argument("--out", required=True, metavar="FOLDER", help="folder of the run")
+    train.add_argument("--photos", metavar="FOLDER", help="sharp photographs to learn from")
+    train.add_argument("--validation", metavar="FOLDER", help="photographs to measure on")
+    train.add_argument("--device", help="cpu, cuda, cuda:1, ...")
+    train.add_argument("--iterations", type=int, help="length of the run")
+    train.add_argument("--max-seconds", type=float, help="stop after this time; the same command goes on")
+    train.set_defaults(run=_train)
+
+    commands.add_parser("doctor", help="what this machine can run, and what is missing").set_defaults(run=_doctor)
+    return top
+
+
+def _add_restore(commands: Any) -> None:
+    restore = commands.add_parser("restore", help="restore photographs")
+    restore.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, patterns")
+    restore.add_argument("-o", "--output", help="a file, for one input and an image suffix; else a folder")
+    restore.add_argument("--model", default=None, help=f"name of a model ({MODEL})")
+    restore.add_argument("--checkpoint", help="file of weights; without --model its architecture is detected")
+    restore.add_argument("--mode", choices=["auto", "whole", "stream", "tile"], default="auto")
+    restore.add_argument("--tile", type=_positive, help="side of a tile in pixels")
+    restore.add_argument("--overlap", type=_positive, help="pixels that neighbouring tiles share")
+    restore.add_argument("--amp", choices=["bf16", "fp16"], help="run the network in this precision")
+    restore.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
+    restore.add_argument("--ensemble", action="store_true", help="mean over rotations and reflections, 8 times slower")
+    restore.add_argument(
+        "--shard", type=_shard, default=(0, 1), metavar="i/n", help="only every n-th file, from the i-th"
+    )
+    restore.add_argument("--skip-existing", action="store_true", help="leave out what is there already")
+    restore.add_argument("--json", action="store_true", help="one JSON object a file on standard output")
+    restore.set_defaults(run=_restore)
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from slicescan.engine.batch import plan, work
+    from slicescan.engine.restore import restore
+
+    jobs = plan(options.inputs, options.output, options.shard)
+    model = _model(options)
+
+    def run(pixels: Any) -> Any:
+        settings = {"ensemble": options.ensemble, "amp": options.amp}
+        return restore(model, pixels, options.mode, options.tile, options.overlap, **settings)
+
+    bar = _bar(len(jobs)) if sys.stderr.isatty() and not options.json else None
+    failed = []
+    for outcome in work(jobs, run, skip_existing=options.skip_existing):
+        job = outcome.job
+        if options.json:
+            about = {"input": str(job.source), "output": str(job.target), "status": outcome.status}
+            print(json.dumps(about | {"error": outcome.error, "seconds": round(outcome.seconds, 3)}), flush=True)
+        elif bar is not None:
+            bar.update()
+        elif outcome.error is None:
+            print(f"{job.source} -> {job.target} ({outcome.status}, {outcome.seconds:.1f} s)", flush=True)
+        if outcome.error is not None:
+            failed.append(outcome.error)
+    if bar is not None:
+        bar.close()
+    if options.json:
+        print(json.dumps({"done": len(jobs) - len(failed), "failed": len(failed)}))
+    for error in failed:
+        print(f"slicescan: error: {error}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _model(options: argparse.Namespace) -> "nn.Module":
+    """The network that the options of ``restore`` name, on its device."""
+    import torch
+
+    from slicescan.registry import create_model, load
+
+    if options.checkpoint and not options.model:
+        model = load(options.checkpoint)
+    elif options.checkpoint:
+        model = create_model(options.model, checkpoint_path=options.checkpoint)
+    else:
+        model = create_model(options.model or MODEL, pretrained=True)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+
+
+def _models(options: argparse.Namespace) -> int:
+    from slicescan.registry import list_models, list_pretrained, model_entry
+
+    names = list_models(options.filter, pretrained=options.pretrained, supports=options.supports)
+    if not names:
+        raise ValueError(f"no model fits {options.filter!r}; `slicescan models` lists all")
+    ready = list_pretrained()
+    print(f"{'model':<26}{'parameters':>12}  {'GMACs 256²':>10}  weights")
+    for name in names:
+        entry = model_entry(name)
+        params = "?" if entry.params is None else f"{entry.params:,}"
+        macs = "?" if entry.macs_256 is None else f"{entry.macs_256 / 1e9:.1f}"
+        weights = "in the package" if name in ready else (entry.weights[0].file if entry.weights else "-")
+        print(f"{name:<26}{params:>12}  {macs:>10}  {weights}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from slicescan.registry import WEIGHTS, is_model, load, model_entry
+
+    if is_model(options.name):
+        entry = model_entry(options.name)
+        for key, value in vars(entry).items():
+            if key == "weights":
+                value = "; ".join(f"{w.file} ({w.page or 'in the package'}; {w.license})" for w in value) or "none"
+            print(f"{key}: {', '.join(sorted(value)) if isinstance(value, frozenset) else value}")
+        card = WEIGHTS / f"{options.name}.md"
+        if card.is_file():
+            print("\n" + card.read_text(encoding="utf-8").rstrip())
+        return 0
+    model = load(_existing(options.name))
+    print(f"architecture: {getattr(model, 'architecture', type(model).__name__)}")
+    print(f"arguments: {json.dumps(getattr(model, 'arguments', {}))}")
+    print(f"parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
+    return 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from slicescan.engine.profile import profile
+    from slicescan.registry import create_model, is_model, load
+
+    try:
+        h, w = (_positive(side) for side in options.size.split("x"))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise ValueError(f"--size is HEIGHTxWIDTH in pixels, such as 720x1280; got {options.size!r}") from None
+    model = create_model(options.name) if is_model(options.name) else load(_existing(options.name))
+    cost = profile(model, (getattr(model, "in_chans", 3), h, w))
+    if options.json:
+        print(json.dumps(vars(cost)))
+        return 0
+    print(f"parameters        {cost.params:,}")
+    print(f"multiply-adds     {cost.macs / 1e9:.3f} G at {h}x{w}")
+    print(f"scan updates      {cost.scan_updates / 1e9:.3f} G")
+    print(f"activations       {cost.activation_bytes / 2**20:.0f} MiB at their peak, without gradients")
+    print(f"scan backend      {cost.backend or '-'}")
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    import torch
+
+    from slicescan.checkpoint import write_checkpoint
+    from slicescan.registry import load
+
+    dtype = torch.float16 if options.half else None
+    write_checkpoint(options.target, load(options.source), published=options.to == "published", dtype=dtype)
+    print(f"{options.source} -> {options.target}")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from slicescan.engine.config import find_recipe
+    from slicescan.engine.train import train
+
+    written = train(
+        find_recipe(options.recipe),
+        out=options.out,
+        photos=options.photos,
+        validation=options.validation,
+        device=options.device,
+        iterations=options.iterations,
+        max_seconds=options.max_seconds,
+    )
+    print(f"averaged weights: {written}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from slicescan.engine.doctor import diagnosis
+
+    print(diagnosis())
+    return 0
+
+
+def _existing(name: str) -> str:
+    """A file's name; anything else is an error that names the models nearest to it."""
+    from slicescan.registry import model_entry
+
+    if not Path(name).exists():
+        if Path(name).suffix or "/" in name:
+            raise FileNotFoundError(f"{name}: no such file")
+        model_entry(name)
+    return name
+
+
+def _bar(total: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="photo")
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return value
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, count = text.partition("/")
+    if not (part.isdigit() and count.isdigit() and int(part) < int(count)):
+        raise argparse.ArgumentTypeError(f"expected i/n with 0 <= i < n, got {text!r}")
+    return int(part), int(count)
