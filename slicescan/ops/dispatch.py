@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from slicescan.ops.backends import ALL
+from slicescan.ops.backends import reference as reference
 from slicescan.ops.call import ScanCall
 
 VARIABLE = "SLICESCAN_BACKEND"
@@ -60,6 +62,7 @@ def requested(backend: str | None) -> str | None:
     return name
 
 
+@cache
 def load(name: str) -> ModuleType:
     """The module of a backend, imported when first asked for."""
     return import_module(f"slicescan.ops.backends.{name}")

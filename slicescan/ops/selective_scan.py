@@ -75,5 +75,6 @@ def selective_scan(
         delta_softplus,
         backend=backend,
     )
-    y = y.squeeze(1).to(u.dtype)
+    y = y.squeeze(1)
+    y = y if y.dtype == u.dtype else y.to(u.dtype)
     return (y, last.squeeze(1)) if return_last_state else y

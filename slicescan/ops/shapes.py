@@ -19,24 +19,25 @@ class Axes:
         self.op = op
         self.sizes: dict[str, int] = {}
 
-    def bind(self, name: str, tensor: Tensor, letters: str, *, order: str = "") -> None:
+    def bind(self, name: str, tensor: Tensor, letters: str) -> None:
         """Check one argument, and remember the sizes of letters not met before.
 
         Args:
             name: The argument, for the message.
             tensor: Its value.
             letters: One letter for each axis.
-            order: How the axes are written in the message, if not as ``letters``.
         """
-        shape = tuple(tensor.shape)
-        expected = tuple(self.sizes.get(letter) for letter in letters)
-        fits = len(shape) == len(letters) and all(
-            want is None or want == got for want, got in zip(expected, shape, strict=True)
-        )
+        shape, sizes = tensor.shape, self.sizes
+        fits = len(shape) == len(letters)
+        if fits:
+            for letter, size in zip(letters, shape, strict=True):
+                if letter not in sizes:
+                    sizes[letter] = size
+                elif sizes[letter] != size:
+                    fits = False
         if not fits:
             comma = "," if len(letters) == 1 else ""
-            sizes = ", ".join(
-                letter if want is None else str(want) for letter, want in zip(letters, expected, strict=True)
+            expected = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
+            raise ValueError(
+                f"{self.op}: {name} must be ({', '.join(letters)}{comma}) = ({expected}{comma}), got {tuple(shape)}"
             )
-            raise ValueError(f"{self.op}: {name} must be ({', '.join(letters)}{comma}) = ({sizes}{comma}), got {shape}")
-        self.sizes.update(zip(letters, shape, strict=True))

@@ -127,11 +127,16 @@ def prepare(
     d, groups = axes.sizes["d"], axes.sizes.get("g", 1)
     if groups < 1 or d % groups:
         raise ValueError(f"{op}: B has {groups} groups, which do not divide the {d} channels of u")
-    parameters = {"A": A, "D": D, "delta_bias": delta_bias, "initial_state": initial_state}
-    given = {"u": u, "delta": delta, "B": B, "C": C, "z": z, **parameters}
-    for name, letters in (("D", "d"), ("z", maps), ("delta_bias", "d"), ("initial_state", states)):
-        if given[name] is not None:
-            axes.bind(name, given[name], letters)
+    given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    given["initial_state"] = initial_state
+    for name, tensor, letters in (
+        ("D", D, "d"),
+        ("z", z, maps),
+        ("delta_bias", delta_bias, "d"),
+        ("initial_state", initial_state, states),
+    ):
+        if tensor is not None:
+            axes.bind(name, tensor, letters)
     for name, tensor in given.items():
         if tensor is None:
             continue
@@ -146,9 +151,9 @@ def prepare(
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     if not grouped:
         B, C = B.unsqueeze(-2), C.unsqueeze(-2)
-    u, delta, B, C, z = (_cast(x, dtype) for x in (u, delta, B, C, z))
-    A, D, delta_bias, initial_state = (_cast(x, wide) for x in parameters.values())
-    return u, delta, A, B, C, D, z, delta_bias, initial_state
+    cast_u, cast_delta, cast_B, cast_C, cast_z = (_cast(x, dtype) for x in (u, delta, B, C, z))
+    cast_A, cast_D, bias, state = (_cast(x, wide) for x in (A, D, delta_bias, initial_state))
+    return cast_u, cast_delta, cast_A, cast_B, cast_C, cast_D, cast_z, bias, state
 
 
 _KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
