@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from slicescan.ops import dispatch
 
-settings.register_profile("slicescan", deadline=None, derandomize=True, database=None)
+settings.register_profile("slicescan", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.load_profile("slicescan")
 
 
