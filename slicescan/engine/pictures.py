@@ -19,7 +19,7 @@ def read_pictures(folder: str | Path) -> list[tuple[str, Tensor]]:
         ValueError: A file is not readable as an image; the message names it.
     """
     folder = Path(folder)
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise FileNotFoundError(f"{folder}: no images found (looked for {', '.join(SUFFIXES)})")
     with ThreadPoolExecutor() as pool:

@@ -30,8 +30,8 @@ def write_state(folder: Path, tensors: Sequence[Tensor], step: int) -> None:
         size += tensor.nbytes
     save_file(part, fresh / f"part-{parts}.safetensors")
     (fresh / "state.json").write_text(json.dumps({"step": step, "tensors": len(tensors), "parts": parts + 1}))
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # otherwise the old one is all there is until the next rename
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
     os.replace(fresh, folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -49,18 +49,20 @@ def read_state(folder: Path, tensors: Sequence[Tensor]) -> int:
     if not (folder / "state.json").is_file():
         return 0
     try:
-        about = json.loads((folder / "state.json").read_text())
+        about = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        step, count = int(about["step"]), int(about["tensors"])
         stored: dict[str, Tensor] = {}
         for part in range(about["parts"]):
             stored |= load_file(folder / f"part-{part}.safetensors")
-        if about["tensors"] != len(tensors):
-            raise ValueError(f"{folder}: holds {about['tensors']} tensors, this recipe has {len(tensors)}")
-        with torch.no_grad():
-            for index, tensor in enumerate(tensors):
-                value = stored[str(index)]
-                if value.shape != tensor.shape:
-                    raise ValueError(f"{folder}: tensor {index} is {tuple(value.shape)}, not {tuple(tensor.shape)}")
-                tensor.copy_(value)
-    except (OSError, KeyError, SafetensorError, json.JSONDecodeError) as error:
+        values = [stored[str(index)] for index in range(count)]
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: a damaged checkpoint ({error}); remove it to start again") from error
-    return about["step"]
+    if count != len(tensors):
+        raise ValueError(f"{folder}: holds {count} tensors, this recipe has {len(tensors)}")
+    for index, (value, tensor) in enumerate(zip(values, tensors, strict=True)):
+        if value.shape != tensor.shape:
+            raise ValueError(f"{folder}: tensor {index} is {tuple(value.shape)}, not {tuple(tensor.shape)}")
+    with torch.no_grad():
+        for value, tensor in zip(values, tensors, strict=True):
+            tensor.copy_(value)
+    return step

@@ -1,0 +1,107 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+import slicescan
+from slicescan.engine.config import ModelSection, Recipe, read_recipe
+from slicescan.engine.train import describe
+
+RECIPES = sorted((Path(slicescan.__file__).parent / "recipes").glob("*.toml"))
+MODEL = '[model]\nname = "xyscannet_tiny"\n'
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(text):
+        file = tmp_path / "run.toml"
+        file.write_text(text, encoding="utf-8")
+        return read_recipe(file)
+
+    return read
+
+
+def toml(table, name=""):
+    """A table of plain values and tables as TOML."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    tables = {key: value for key, value in table.items() if isinstance(value, dict)}
+    head = [f"[{name}]"] if name else []
+    return "\n".join([*head, *lines, *(toml(value, f"{name}.{key}".strip(".")) for key, value in tables.items())])
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_every_recipe_of_the_package_builds_its_model(file):
+    recipe = read_recipe(file)
+    assert recipe.iterations > recipe.optimizer.warmup
+    assert slicescan.is_model(recipe.model.name)
+    slicescan.create_model(recipe.model.name, **recipe.model.arguments)
+
+
+def test_the_package_has_recipes():
+    assert RECIPES
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_a_recipe_written_as_toml_reads_back_the_same(file, read):
+    recipe = read_recipe(file)
+    assert read(toml(dataclasses.asdict(recipe))) == recipe
+    assert read(toml(json.loads(describe(recipe)))) == recipe
+
+
+def test_what_a_file_leaves_out_takes_its_default(read):
+    assert read(MODEL) == Recipe(ModelSection("xyscannet_tiny"))
+
+
+def test_values_and_model_arguments_are_read(read):
+    recipe = read('iterations = 7\nseed = 1\namp = "bf16"\n[model]\nname = "m"\narguments = { blocks = [1, 1, 1] }\n')
+    assert (recipe.iterations, recipe.seed, recipe.amp) == (7, 1, "bf16")
+    assert recipe.model == ModelSection("m", {"blocks": [1, 1, 1]})
+
+
+def test_whole_numbers_stand_for_floats_and_lists_for_pairs(read):
+    recipe = read(MODEL + "[blur]\nextent = [2, 9]\n[optimizer]\nclip = 1\n")
+    assert recipe.blur.extent == (2.0, 9.0) and isinstance(recipe.blur.extent[0], float)
+    assert isinstance(recipe.optimizer.clip, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("iteration = 3\n" + MODEL, "unknown key 'iteration'; did you mean 'iterations'?"),
+        (MODEL + "[optimizer]\nwarm_up = 3\n", "optimizer.unknown key 'warm_up'; did you mean 'warmup'?"),
+        (MODEL + "[optimiser]\nrate = 1.0\n", "unknown key 'optimiser'; did you mean 'optimizer'?"),
+        (MODEL + "[loss]\nqqqq = 1\n", "unknown key 'qqqq'; known keys: charbonnier, edge, frequency"),
+        ("iterations = 3\n", "the key 'model' is missing"),
+        ("[model]\n", "the key 'name' is missing"),
+        ("model = 3\n", "model: expected a table, got 3"),
+        ("iterations = 3.5\n" + MODEL, "iterations: expected int, got 3.5"),
+        ("iterations = true\n" + MODEL, "iterations: expected int, got True"),
+        ('iterations = "3"\n' + MODEL, "iterations: expected int, got '3'"),
+        ("cuda_graph = 1\n" + MODEL, "cuda_graph: expected bool, got 1"),
+        ('amp = "fp8"\n' + MODEL, "amp: expected one of 'none', 'bf16', got 'fp8'"),
+        ("[model]\nname = 3\n", "model.name: expected str, got 3"),
+        (MODEL + "arguments = 3\n", "model.arguments: expected mapping, got 3"),
+        (MODEL + "[optimizer]\nrate = true\n", "optimizer.rate: expected float, got True"),
+        (MODEL + "[blur]\nextent = [1.0]\n", "blur.extent: expected 2 values, got [1.0]"),
+        (MODEL + "[blur]\nextent = 3.0\n", "blur.extent: expected 2 values, got 3.0"),
+        (MODEL + '[blur]\nextent = [1.0, "x"]\n', "blur.extent: expected float, got 'x'"),
+        ("iterations = \n", "not a TOML file"),
+    ],
+)
+def test_a_mistake_is_named_with_its_file(read, text, message):
+    with pytest.raises(ValueError) as error:
+        read(text)
+    assert "run.toml: " in str(error.value)
+    assert message in str(error.value)
+
+
+def test_a_file_in_another_encoding_is_no_recipe(tmp_path):
+    (tmp_path / "run.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"run.toml: not a TOML file"):
+        read_recipe(tmp_path / "run.toml")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent.toml: no such recipe"):
+        read_recipe(tmp_path / "absent.toml")

@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+
+from slicescan.engine.metrics import psnr
+from slicescan.engine.quality import SIDE, Measured, blurred_crop, mean_gain, measure
+
+
+def photo(h, w, seed=0):
+    coarse = torch.rand(1, 3, h // 6, w // 6, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, (h, w))[0].mul(255).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return [blurred_crop(photo(460, 470), seed) for seed in range(2)]
+
+
+def test_the_crop_is_the_centre_of_the_photograph(pairs):
+    assert torch.equal(pairs[0][1], photo(460, 470)[:, 38 : 38 + SIDE, 43 : 43 + SIDE])
+
+
+def test_a_seed_always_gives_the_same_bits_and_another_seed_another_blur(pairs):
+    assert torch.equal(blurred_crop(photo(460, 470), 0)[0], pairs[0][0])
+    assert torch.equal(pairs[0][1], pairs[1][1])
+    assert not torch.equal(pairs[0][0], pairs[1][0])
+
+
+def test_the_crop_is_blurred_but_not_moved(pairs):
+    for blurred, sharp in pairs:
+        assert blurred.dtype == sharp.dtype == torch.uint8
+        at = {
+            (dy, dx): psnr(blurred[:, 12:-12, 12:-12], sharp.roll((dy, dx), (1, 2))[:, 12:-12, 12:-12])
+            for dy in (-8, 0, 8)
+            for dx in (-8, 0, 8)
+        }
+        assert 10 < at[0, 0] < 30
+        assert max(at, key=at.__getitem__) == (0, 0)
+
+
+def test_a_missing_margin_is_repeated():
+    small = photo(SIDE, SIDE + 6)
+    blurred, sharp = blurred_crop(small, 0)
+    assert torch.equal(sharp, small[:, :, 3:-3])
+    assert blurred.shape == sharp.shape
+
+
+def test_measured_figures_are_those_of_each_photograph_with_its_own_seed(pairs):
+    photos = [("a", photo(460, 470)), ("b", photo(460, 470))]
+    found = measure(lambda image: image.roll(1, 2), photos)
+    for one, name, (blurred, sharp) in zip(found, "ab", pairs, strict=True):
+        assert one == Measured(name, psnr(blurred, sharp), psnr(blurred.roll(1, 2), sharp))
+        assert one.gain == one.psnr_out - one.psnr_in
+    assert measure(lambda image: image, photos[1:], first_seed=1)[0].psnr_in == found[1].psnr_in
+
+
+def test_mean_gain_is_the_mean_and_nan_of_nothing():
+    assert mean_gain([Measured("a", 20.0, 23.0), Measured("b", 25.0, 24.0)]) == 1.0
+    assert math.isnan(mean_gain([]))
