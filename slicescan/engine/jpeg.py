@@ -74,6 +74,6 @@ def _dct(like: Tensor) -> Tensor:
 
 
 def _steps(image: Tensor, quality: Tensor) -> Tensor:
-    scale = torch.where(quality < 50, 50 / quality.clamp(min=1), 2 - quality / 50).view(-1, 1, 1, 1)
+    percent = torch.where(quality < 50, (5000 / quality.clamp(min=1)).floor(), 200 - 2 * quality).view(-1, 1, 1, 1)
     tables = image.new_tensor([LUMINANCE, CHROMINANCE, CHROMINANCE])
-    return torch.floor(tables * scale + 0.5).clamp(1, 255)
+    return torch.floor((tables * percent + 50) / 100).clamp(1, 255)

@@ -35,7 +35,7 @@ def frequency(restored: Tensor, sharp: Tensor) -> Tensor:
     Source:
         Cho et al. 2021 (MIMO-UNet), Eq. 8.
     """
-    return torch.view_as_real(torch.fft.rfft2(restored - sharp)).abs().mean()
+    return torch.view_as_real(torch.fft.fft2(restored - sharp)).abs().mean()
 
 
 def total(restored: Tensor, sharp: Tensor, weights: LossSection) -> Tensor:
