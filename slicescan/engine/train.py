@@ -90,8 +90,8 @@ def train(
                 progress.note(f"step {run.step}: mean gain {gain:+.2f} dB")
             late = max_seconds is not None and time.monotonic() - start > max_seconds
             if run.step % recipe.save_every == 0 or run.step == recipe.iterations or late:
+                write_checkpoint(weights_file, run.averaged())  # first, so that a finished run always has it
                 write_state(out / "checkpoint", run.state(), run.step)
-                write_checkpoint(weights_file, run.averaged())
             if late:
                 break
         _write(log, {"step": run.step, "of": recipe.iterations, "wall_seconds": time.monotonic() - start})
@@ -107,11 +107,11 @@ class Run:
         torch.manual_seed(recipe.seed)
         model = create_model(recipe.model.name, **recipe.model.arguments)
         self.model = model.to(device).to(memory_format=torch.channels_last).train()
-        self.parameters: list[Tensor] = list(self.model.parameters())
+        self.parameters = list(self.model.parameters())
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         section = recipe.optimizer
         spared: set[str] = getattr(model, "no_weight_decay", set)()
-        groups: dict[float, list[Tensor]] = {section.weight_decay: [], 0.0: []}
+        groups: dict[float, list[nn.Parameter]] = {section.weight_decay: [], 0.0: []}
         for name, parameter in model.named_parameters():
             keeps = parameter.ndim < 2 or any(fnmatchcase(name, pattern) for pattern in spared)
             groups[0.0 if keeps else section.weight_decay].append(parameter)
@@ -148,12 +148,12 @@ class Run:
         factor = (section.clip / norm.clamp(min=1e-12)).clamp(max=1) if section.clip else torch.ones_like(norm)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
-        torch._foreach_mul_([parameter.grad for parameter in self.parameters], factor)
+        torch._foreach_mul_(gradients, factor)
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1 - section.average)
+            torch._foreach_lerp_(self.average, [*self.parameters], 1 - section.average)
             zero = torch.zeros_like(loss)
             seen = torch.stack([torch.where(finite, loss, zero), torch.where(finite, norm, zero), (~finite).float()])
             self.sums += seen.detach()
@@ -197,15 +197,15 @@ class Run:
         return section.final_rate + (section.rate - section.final_rate) * (1 + math.cos(math.pi * min(1, done))) / 2
 
     def report(self) -> dict[str, float]:
-        """Means since the last report."""
-        loss, norm, skipped = (self.sums / self.steps_summed.clamp(min=1)).tolist()
-        count = int(self.steps_summed.item())
+        """Means over the steps since the last report that were not skipped, and the count of those that were."""
+        loss, norm, skipped = self.sums.tolist()
+        kept = self.steps_summed.item() - skipped
         self.sums.zero_(), self.steps_summed.zero_()
         return {
             "step": self.step,
-            "loss": loss,
-            "gradient_norm": norm,
-            "skipped": round(skipped * count),
+            "loss": loss / kept if kept else math.nan,
+            "gradient_norm": norm / kept if kept else math.nan,
+            "skipped": round(skipped),
             "rate": self.rate_at(self.step),
         }
 
