@@ -25,11 +25,11 @@ _KERNELS = {
 
 
 @functools.cache
-def library(kernel: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
+def library(file: str, macros: driver.Macros) -> ctypes.CDLL:
     """Compile a kernel file for the processor."""
     machine = (pathlib.Path(driver.__file__).parent / "machine.cuh").read_text()
-    source = driver.source(kernel).replace(machine, _MACHINE.read_text())
-    source += "".join(_ENTRY.format(name=name, args=args) for name, args in _KERNELS[kernel])
+    source = driver.source(file).replace(machine, _MACHINE.read_text())
+    source += "".join(_ENTRY.format(name=name, args=args) for name, args in _KERNELS[file])
     flags = ["-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *driver.options(macros)]
     name = hashlib.sha256(repr((source, flags)).encode()).hexdigest()[:24]
     path = _FOLDER / f"{name}.so"
@@ -42,18 +42,8 @@ def library(kernel: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def launch(
-    device: int | None,
-    kernel: str,
-    name: str,
-    macros: tuple[tuple[str, int], ...],
-    shared: int,
-    grid: int,
-    threads: int,
-    words: list[int],
-    *,
-    falling: bool = False,
-) -> None:
+def launch(device: int | None, kernel: driver.Kernel, grid: int, words: list[int], *, falling: bool = False) -> None:
     """Stand in for ``driver.launch``."""
     packed = (ctypes.c_longlong * len(words))(*words)
-    getattr(library(kernel, macros), f"enter_{name}")(packed, grid, threads, int(falling))
+    enter = getattr(library(kernel.file, kernel.macros), f"enter_{kernel.name}")
+    enter(packed, grid, kernel.threads, int(falling))

@@ -43,7 +43,7 @@ static u32 pack(float a, float b) { return to_bfloat16(a) | (u32)to_bfloat16(b) 
 static u32 mul_pairs(u32 a, u32 b) { return pack(low(a) * low(b), high(a) * high(b)); }
 static u16 to_float16(float x) { _Float16 h = (_Float16)x; u16 r; memcpy(&r, &h, 2); return r; }
 static float from_float16(u16 x) { _Float16 h; memcpy(&h, &x, 2); return (float)h; }
-static u32 opaque_zero() { return 0; }
+static u32 opaque(const u32* word) { return *word; }
 
 alignas(16) char shared[256 * 1024];
 static Index threadIdx, blockIdx;

@@ -18,7 +18,7 @@ def call_of(shape, *, n=16, groups=1, dtype=torch.bfloat16, device="cpu", offset
 def kernels_of(call, monkeypatch, *, chunks=False) -> set:
     """Kernel files and macros of a forward and backward pass."""
     seen = set()
-    monkeypatch.setattr(driver, "launch", lambda device, kernel, name, macros, *_: seen.add((kernel, macros)))
+    monkeypatch.setattr(driver, "launch", lambda device, kernel, *_: seen.add((kernel.file, kernel.macros)))
     monkeypatch.setattr(plan, "_ENOUGH_WARPS", 10**6 if chunks else 0)
     plan._plan.cache_clear()
     y, last, saved = cuda.forward(call, save=True)

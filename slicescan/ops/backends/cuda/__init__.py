@@ -14,9 +14,9 @@ from slicescan.ops.backends.cuda.plan import (
     KINDS,
     TILE_STEPS,
     Plan,
-    Variant,
     plan_of,
     sequence_shape,
+    keeps_y,
     states_per_lane,
 )
 from slicescan.ops.call import Gradients, ScanCall
@@ -43,12 +43,13 @@ def why_not(call: ScanCall) -> str | None:
     return nvrtc.missing()
 
 
-def saved_spec(call: ScanCall) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype of the states that the forward pass saves, ``(sequence, tile, channel, state)``."""
+def saved_spec(call: ScanCall) -> tuple[tuple[int], torch.dtype]:
+    """Shape and dtype of what the forward pass saves: the states before every tile of steps, then y before its gate."""
     sequences, length = sequence_shape(call)
     nl, ns = states_per_lane(call.A.shape[1])
     dtype = torch.bfloat16 if call.u.dtype == torch.bfloat16 else torch.float32
-    return (sequences, -(-length // TILE_STEPS[call.u.dtype]), call.u.shape[3], nl * ns), dtype
+    states = sequences * -(-length // TILE_STEPS[call.u.dtype]) * call.u.shape[3] * nl * ns
+    return (states + (call.u.numel() if keeps_y(call) else 0),), dtype
 
 
 def forward(call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,17 +61,19 @@ def forward(call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         return y, initial_states(call), saved
     last = call.A.new_empty(state_shape(call))
     maps = [call.u, call.delta, y] if call.z is None else [call.u, call.delta, y, call.z]
+    maps += _kept(call, saved) if save else []
     mixes = [call.B, call.C]
     plan = plan_of(call, "forward", maps, mixes)
-    u, delta, out, *z = _located(plan, maps)
+    u, delta, out, *more = _located(plan, maps)
+    z, kept = [*more, _NOTHING, _NOTHING][:2]
     B, C = _located(plan, mixes, len(maps))
     A = call.A.contiguous()
     D, bias, first = map(_plain, (call.D, call.delta_bias, call.initial_state))
     if plan.chunks > 1:
         first = _enter_chunks(call, plan, (u, delta, _NOTHING, B, C), A, bias, first, back=False)
-    words = [*plan.size(plan.channel_warps), *u, *delta, *(z[0] if z else _NOTHING), *out, *B, *C]
+    words = [*plan.size(plan.channel_warps), *u, *delta, *z, *out, *kept, *B, *C]
     words += [*map(_address, (A, D, bias, first)), last.data_ptr(), saved.data_ptr()]
-    _launch_warps(call, plan, "forward", plan.forward[save], words)
+    _launch_warps(call, plan, plan.forward[save], words)
     return y, last, saved
 
 
@@ -86,31 +89,32 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
         return grads
     maps = [call.u, call.delta, grad_y, grads.u, grads.delta]
     if call.z is not None and grads.z is not None:
-        maps += [call.z, grads.z]
+        maps += [call.z, grads.z, *_kept(call, saved)]
     mixes = [call.B, call.C, grads.B, grads.C]
     plan = plan_of(call, "backward", maps, mixes)
     u, delta, dy, du, ddelta, *gate = _located(plan, maps)
-    z, dz = gate or (_NOTHING, _NOTHING)
+    z, dz, kept = [*gate, _NOTHING, _NOTHING, _NOTHING][:3]
     B, C, dB, dC = _located(plan, mixes, len(maps))
     A = call.A.contiguous()
     D, bias, last = map(_plain, (call.D, call.delta_bias, grad_last))
     if plan.chunks > 1:
         last = _enter_chunks(call, plan, (dy, delta, z, B, C), A, bias, last, back=True)
-    variant = plan.backward
-    blocks = -(-plan.channel_warps // variant.warps)
+    blocks = -(-plan.channel_warps * 32 // plan.backward.threads)
     sums = plan.groups * blocks * plan.unit_groups * plan.packed * plan.tiles * plan.macros["TS"] * 2 * plan.nt
     mixing = call.A.new_empty(sums) if blocks > 1 else None
     d, n = call.A.shape
     params = call.A.new_empty((plan.unit_groups, d * (n + 2)))
     size = plan.size(blocks, call.initial_state is not None)
-    words = [*size, *u, *delta, *z, *dy, *du, *ddelta, *dz, *B, *C, *dB, *dC]
+    words = [*size, *u, *delta, *z, *dy, *du, *ddelta, *dz, *kept, *B, *C, *dB, *dC]
     words += [*map(_address, (A, D, bias, last, grads.initial_state, mixing)), params.data_ptr(), saved.data_ptr()]
-    grid, shared = plan.unit_groups * plan.groups * blocks, variant.warps * variant.warp_bytes + 16
-    driver.launch(
-        call.u.device.index, "backward", "scan_backward", variant.macros, shared, grid, 32 * variant.warps, words
-    )
+    driver.launch(call.u.device.index, plan.backward, plan.unit_groups * plan.groups * blocks, words)
     _finish(call, plan, [*size, *dB, *dC, _address(mixing)], mixing is not None, params, grads)
     return grads
+
+
+def _kept(call: ScanCall, saved: Tensor) -> list[Tensor]:
+    """The map of y before its gate inside ``saved``, if it is there."""
+    return [saved[-call.u.numel() :].view(call.u.shape)] if keeps_y(call) else []
 
 
 def _enter_chunks(
@@ -131,7 +135,7 @@ def _enter_chunks(
     for place in places:
         words += place
     words += [A.data_ptr(), _address(bias), ends.data_ptr(), steps.data_ptr()]
-    _launch_warps(call, plan, "summary", plan.summary[back], words)
+    _launch_warps(call, plan, plan.summary[back], words)
     words = [
         A.data_ptr(),
         _address(enter),
@@ -142,8 +146,7 @@ def _enter_chunks(
         d,
         int(back),
     ]
-    grid = -(-plan.sequences * d * n // 128)
-    driver.launch(call.u.device.index, "reduce", "scan_chain", plan.finish, 0, grid, 128, words)
+    driver.launch(call.u.device.index, plan.chain, -(-plan.sequences * d * n // plan.chain.threads), words)
     return ends
 
 
@@ -154,27 +157,23 @@ def _finish(call: ScanCall, plan: Plan, head: list[int], mixed: bool, params: Te
     unused = params.new_empty(d) if grads.D is None or grads.delta_bias is None else None
     targets = [_address(unused if g is None else g) for g in (grads.A, grads.D, grads.delta_bias)]
     steps = plan.groups * plan.sequences * plan.chunks * plan.tiles * plan.macros["TS"] if mixed else 0
-    mix_blocks = -(-steps * plan.nt // 2 // 256)
+    mix_blocks = -(-steps * plan.nt // 2 // plan.finish.threads)
     while True:
         rows = params.shape[0]
         slabs = -(-rows // _SLAB_ROWS)
         sums = params.new_empty((slabs, columns)) if slabs > 1 else None
         words = [*head, params.data_ptr(), *(targets if sums is None else (sums.data_ptr(), 0, 0))]
         words += [mix_blocks, rows, columns, -(-rows // slabs), d * n, d * (n + 1)]
-        grid = mix_blocks + slabs * -(-columns // 32)
-        driver.launch(call.u.device.index, "reduce", "scan_finish", plan.finish, 1024, grid, 256, words)
+        driver.launch(call.u.device.index, plan.finish, mix_blocks + slabs * -(-columns // 32), words)
         if sums is None:
             return
         params, mix_blocks = sums, 0
 
 
-def _launch_warps(call: ScanCall, plan: Plan, kernel: str, variant: Variant, words: list[int]) -> None:
+def _launch_warps(call: ScanCall, plan: Plan, kernel: driver.Kernel, words: list[int]) -> None:
     """Start a kernel whose warps work alone."""
     jobs = plan.unit_groups * plan.channel_warps * plan.groups
-    shared, grid = variant.warps * variant.warp_bytes, -(-jobs // variant.warps)
-    driver.launch(
-        call.u.device.index, kernel, f"scan_{kernel}", variant.macros, shared, grid, 32 * variant.warps, words
-    )
+    driver.launch(call.u.device.index, kernel, -(-jobs * 32 // kernel.threads), words)
 
 
 def _empty_gradients(call: ScanCall) -> Gradients:

@@ -1,7 +1,7 @@
 // Backward pass. Tiles run from the last to the first; each is recomputed from its checkpoint, then walked backwards.
 struct Args {
   Size size;
-  Map u, delta, z, dy, du, ddelta, dz;
+  Map u, delta, z, dy, du, ddelta, dz, kept;  // kept: y before its gate
   Mix B, C, dB, dC;
   const float *A, *D, *bias, *last;
   float *first, *mixing, *params;
@@ -13,11 +13,11 @@ struct Args {
 struct Sums {
 #if KIND == 0
   u32 select[4], zero[4];
-  DI void init(int lane) {
+  DI void init(int lane, const u32* zero_word) {  // the zeros are opaque, or the operands are put together anew each step
     const int r = lane >> 2;
     UNROLL for (int i = 0; i < 4; i++) {
       select[i] = (r == 2 * i ? 0x3f80u : 0u) | (r == 2 * i + 1 ? 0x3f800000u : 0u);
-      zero[i] = opaque_zero();
+      zero[i] = opaque(zero_word);
     }
   }
   // `c` for states below 8 and `e` for the others, in two columns each: the lanes 8g ... 8g + 3 and 8g + 4 ... 8g + 7.
@@ -34,7 +34,7 @@ struct Sums {
   }
 #else
   u32 select[8];
-  DI void init(int lane) {
+  DI void init(int lane, const u32*) {
     UNROLL for (int i = 0; i < 8; i++) select[i] = (lane >> 2) == i ? 0x3f800000u : 0u;
   }
   DI void add(const float* v, float& lo, float& hi) const {
@@ -70,8 +70,8 @@ template <int CW> struct Partials {
 #if KIND == 0
   u32 merge[4];  // of dB below state 8, dB above, dC below, dC above: the column that takes the sum over a lane group
 #endif
-  DI void init(int lane) {
-    sums.init(lane);
+  DI void init(int lane, const u32* zero_word) {
+    sums.init(lane, zero_word);
 #if KIND == 0
     const int r = lane >> 2, g = lane & 3;
     UNROLL for (int x = 0; x < 4; x++) {
@@ -87,8 +87,9 @@ template <int CW> struct Partials {
   DI static float* place_of(float* to, int lane0) {  // where the sequence and states of a lane's group begin
     return to + lane0 % RW / CW * WORDS + lane0 / RW * NL;
   }
-  DI void write(float* to, const Product* b, const Product* c, int lane) const {
-    const int r = lane >> 2, g = lane & 3; const bool odd = g & 1, low_in = r < NL, high_in = r + 8 < NL, in = odd ? high_in : low_in;
+  struct Held { float v[4]; };  // a lane's sums of a step, not yet in shared memory
+  DI Held add(const Product* b, const Product* c, int lane) const {
+    const bool odd = lane & 1, second = lane & 2;
 #if KIND == 0
     if constexpr (CW > 8) {
       float lo[4], hi[4], all[4] = {0.f, 0.f, 0.f, 0.f};
@@ -97,32 +98,30 @@ template <int CW> struct Partials {
         mma_tf32_short(all, lo[0], lo[1], merge[x]);
         if (NL > 8) mma_tf32_short(all, hi[0], hi[1], merge[x + 1]);
       }
-      const int n = odd ? r + 8 : r;
-      if constexpr (CW == 32) { if (in) to[g & 2 ? NT + n : n] = all[0] + all[2]; }
-      else if (in) put_pair(place_of(to, g / 2 * 16), n, all[0] + all[2], all[1] + all[3]);
-      return;
+      return {all[0] + all[2], all[1] + all[3], 0.f, 0.f};
     }
 #endif
     float b0, b1, c0, c1;
     sums.add(b, b0, b1); sums.add(c, c0, c1);
-    if constexpr (CW == 8) {
-      to = place_of(to, 8 * g);
-      if (low_in) put_pair(to, r, b0, c0);
-      if (high_in) put_pair(to, r + 8, b1, c1);
-    } else if constexpr (NL > 8) {
+    if constexpr (CW == 8) return {b0, c0, b1, c1};
+    else if constexpr (NL > 8) {
       float x = (odd ? b1 : b0) + from_lane_xor(odd ? b0 : b1, 1), y = (odd ? c1 : c0) + from_lane_xor(odd ? c0 : c1, 1);
-      const int n = odd ? r + 8 : r;
-      if constexpr (CW == 16) {
-        if (in) put_pair(place_of(to, g / 2 * 16), n, x, y);
-      } else {
-        const bool second = g & 2;
-        x = (second ? y : x) + from_lane_xor(second ? x : y, 2);
-        if (in) to[second ? NT + n : n] = x;
-      }
-    } else {
+      if (CW == 32) x = (second ? y : x) + from_lane_xor(second ? x : y, 2);
+      return {x, y, 0.f, 0.f};
+    } else {  // no states from 8 on
       float x = b0 + from_lane_xor(b0, 1), y = c0 + from_lane_xor(c0, 1);
-      if constexpr (CW == 32) { x += from_lane_xor(x, 2); y += from_lane_xor(y, 2); }
-      if (low_in && g % (CW / 8) == 0) put_pair(place_of(to, 8 * g), r, x, y);
+      if (CW == 32) { x += from_lane_xor(x, 2); y += from_lane_xor(y, 2); x = second ? y : x; }
+      return {x, y, 0.f, 0.f};
+    }
+  }
+  DI void write(float* to, const Held& s, int lane) const {
+    const int r = lane >> 2, g = lane & 3, n = g & 1 ? r + 8 : r;
+    if constexpr (CW == 32) { if (n < NL) to[g & 2 ? NT + n : n] = s.v[0]; }
+    else if constexpr (CW == 16) { if (n < NL) put_pair(place_of(to, g / 2 * 16), n, s.v[0], s.v[1]); }
+    else {
+      to = place_of(to, 8 * g);
+      if (r < NL) put_pair(to, r, s.v[0], s.v[1]);
+      if (r + 8 < NL) put_pair(to, r + 8, s.v[2], s.v[3]);
     }
   }
   // Four neighbouring values of dB (is_c = 0) or dC from a warp's sums of one step and sequence.
@@ -138,11 +137,16 @@ constexpr int STEPS_AT_ONCE = AT_ONCE;
 struct Scalars { float dt, gy, u, slope; };  // of one step and lane, from the recomputation to the walk back
 
 template <int CW> struct Backward {
-  static constexpr int SPW = RW / CW, TILE = TS * RW, MAPS = HAS_Z ? 4 : 3, SLOT = 32 * States::BYTES;
+  static constexpr int SPW = RW / CW, TILE = TS * RW, MAPS = 3 + HAS_Z + KEEP_Y, SLOT = 32 * States::BYTES;
   static constexpr int SCALARS = TS * 32 * (KIND != 0 ? 16 : LEAN ? 10 : 12);
-  static constexpr int MIX = SPW * MixTile<CW>::PITCH * 4, RAW = SPW * TS * 2 * N * ES, PART = Partials<CW>::TILE * 4;
+  static constexpr int MIX = SPW * MixTile<CW>::PITCH * 4, RAW = MixTile<CW>::RAW * ES, PART = Partials<CW>::TILE * 4;
+  // LEAN: the next tile's B and C come into slots whose states have been read, behind the ROWS bytes of du and ddelta.
+  static constexpr int ROWS = 2 * RW * ES;
+  static_assert(!LEAN || (SLOT - ROWS >= RAW && SPW <= TS / 2), "no room for B and C among the states");
+  static constexpr int RAW_PITCH = (LEAN ? -SLOT : RAW) / ES;
   static constexpr int O_SCALARS = TS * SLOT, O_CHECK = O_SCALARS + SCALARS, O_MIX = O_CHECK + SLOT, O_MAPS = O_MIX + MIX;
-  static constexpr int O_RAW = O_MAPS + MAPS * TILE * ES, O_PART = O_RAW + (RAW + 15) / 16 * 16, BYTES = O_PART + BUFFERS * PART;
+  static constexpr int O_PART = O_MAPS + MAPS * TILE * ES, O_RAW = LEAN ? (TS - 1) * SLOT + ROWS : O_PART + BUFFERS * PART;
+  static constexpr int BYTES = O_PART + BUFFERS * PART + (LEAN ? 0 : (SPW * RAW + 15) / 16 * 16);
 
   // For bfloat16 maps u and the slope take half a word each; where memory is scarce the slope is found again from dt.
   DI static void keep(char* shared, int k, int lane, const Scalars& s) {
@@ -203,21 +207,24 @@ template <int CW> struct Backward {
     const Unit at = unit_of(z, unit); const bool ok = at.left > 0 && d < d_end; const int tile0 = at.first / TS;
     Tile<CW> tile; tile.init(z, units, d0, d_end, lane);
     MixTile<CW> mixes; mixes.init(a.B, a.C, z, units, group, lane);
+    auto fetch_mixes = [&](int i) { mixes.load(raw, RAW_PITCH, a.B, a.C, z, units, group, i * TS, lane); };
     auto fetch = [&](int i) {
       const int p0 = i * TS;
       tile.load(maps, a.u, z, p0); tile.load(maps + TILE, a.delta, z, p0); tile.load(maps + 2 * TILE, a.dy, z, p0);
       if (HAS_Z) tile.load(maps + 3 * TILE, a.z, z, p0);
+      if (KEEP_Y) tile.load(maps + 4 * TILE, a.kept, z, p0);
       const char* from = checkpoint(a.saved, z, sequence, tile0 + i, d, n0);
       UNROLL for (int j = 0; j < States::VECTORS; j++) {
         constexpr int V = States::V * 4;
         copy_async<V>(shared + O_CHECK + (j * 32 + lane) * V, from + j * V, d < d_end && p0 < at.left && (tile0 + i > 0 || a.size.resumed));
       }
-      mixes.load(raw, a.B, a.C, z, units, group, p0, lane);
+      if (!LEAN) fetch_mixes(i);
       copies_start();
     };
     const int tiles = (int)z.tiles;
+    if (LEAN) fetch_mixes(tiles - 1);
     fetch(tiles - 1);
-    Partials<CW> partials; partials.init(lane);
+    Partials<CW> partials; partials.init(lane, gate + 3);
     Channel c; load_channel(c, a.A, a.D, a.bias, d, n0, ok);
     float g[NL], dA[NL], dD = 0.f, dbias = 0.f;
     UNROLL for (int n = 0; n < NL; n++) g[n] = dA[n] = 0.f;
@@ -229,7 +236,7 @@ template <int CW> struct Backward {
     };
     for (int i = tiles - 1; i >= 0; i--) {
       copies_wait(); warp_sync();
-      MixTile<CW>::convert(raw, mix, lane);
+      MixTile<CW>::convert(raw, RAW_PITCH, mix, lane);
       warp_sync();
       const float* mixing = mix + sub * MixTile<CW>::PITCH + n0;
       const int left = at.left - i * TS;
@@ -247,23 +254,27 @@ template <int CW> struct Backward {
         if (!SOFTPLUS && k >= left) dt = slope = 0.f;
         const float y = advance(h, c.a, dt, dt * u, mixing + k * 2 * NT);
         if (HAS_Z) {
-          const float gate = get(cell[(MAPS - 1) * TILE]), s = sigmoid(gate), all = fmaf(c.skip, u, over_states(y));
+          const float gate = get(cell[3 * TILE]), s = sigmoid(gate);
+          const float all = KEEP_Y ? get(cell[4 * TILE]) : fmaf(c.skip, u, over_states(y));
           gy = dy * gate * s;
-          if (NS == 1 || lane < RW) cell[(MAPS - 1) * TILE] = put(dy * all * (s * fmaf(gate, 1.f - s, 1.f)));
+          if (NS > 1) warp_sync();  // the lanes of a channel have read the gate
+          if (NS == 1 || lane < RW) cell[3 * TILE] = put(dy * all * (s * fmaf(gate, 1.f - s, 1.f)));
         }
         keep(shared, k, lane, {dt, gy, u, slope});
       }
       after.set(h);
       warp_sync();
-      if (HAS_Z) { tile.store(maps + (MAPS - 1) * TILE, a.dz, z, i * TS, RW); warp_sync(); }
+      if (HAS_Z) { tile.store(maps + 3 * TILE, a.dz, z, i * TS, RW); warp_sync(); }
       if (i > 0) fetch(i - 1);
       if (BUFFERS == 2) gather_last(i);
 
       float* part = (float*)(shared + O_PART) + i % BUFFERS * Partials<CW>::TILE;
+      typename Partials<CW>::Held held;  // a step's sums are written while the step before it is under way
       #pragma unroll STEPS_AT_ONCE
       for (int k = TS - 1; k >= 0; k--) {
         const Scalars s = recall(shared, k, lane); const float dtu = s.dt * s.u; const float* bc = mixing + k * 2 * NT;
         before.read(shared + k * SLOT + lane * States::V * 4, 32);
+        if (k < TS - 1) partials.write(part + (k + 1) * Partials<CW>::STEP, held, lane);
         float b1 = 0.f, b2 = 0.f, t1 = 0.f, t2 = 0.f, v[NL];
         UNROLL for (int q = 0; q < NL / 4; q++) {
           const float4 B = *(const float4*)(bc + 4 * q), C = *(const float4*)(bc + NT + 4 * q);
@@ -279,27 +290,28 @@ template <int CW> struct Backward {
             dA[n] = fmaf(s.dt, r, dA[n]);
           }
         }
-        float* sums_at = part + k * Partials<CW>::STEP;
 #if KIND == 0
         u32 w[2][NL / 2]; const u32 f = pack(dtu, dtu), gy = pack(s.gy, s.gy);
         UNROLL for (int n = 0; n < NL / 2; n++) {
           w[0][n] = mul_pairs(pack(v[2 * n], v[2 * n + 1]), f); w[1][n] = mul_pairs(after.w[n], gy);
         }
-        partials.write(sums_at, w[0], w[1], lane);
+        held = partials.add(w[0], w[1], lane);
 #else
         float x[NL];
         UNROLL for (int n = 0; n < NL; n++) { v[n] *= dtu; x[n] = after[n] * s.gy; }
-        partials.write(sums_at, v, x, lane);
+        held = partials.add(v, x, lane);
 #endif
         after = before;
         const float b = over_states(b1 + b2), t = over_states(t1 + t2), ddt = fmaf(b, s.u, LN2 * t) * s.slope;
         dbias += ddt; dD = fmaf(s.gy, s.u, dD);
         warp_sync();  // everyone has read this step's states: their place takes du and ddelta
+        if (LEAN && k == TS - SPW && i > 0) { fetch_mixes(i - 1); copies_start(); }
         if (NS == 1 || lane < RW) {
           T* out = (T*)(shared + k * SLOT) + seat;
           out[0] = put(fmaf(b, s.dt, s.gy * c.skip)); out[RW] = put(ddt);
         }
       }
+      partials.write(part, held, lane);
       if (BUFFERS == 3) gather_last(i);
       warp_sync();
       if (lane == 0) gate_pass(gate);
@@ -325,7 +337,7 @@ static_assert(Backward<LANES>::BYTES == WARP_BYTES, "the host reserves another a
 extern "C" __global__ void __launch_bounds__(NW * 32, MIN_BLOCKS) scan_backward(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) char shared[];
   u32* gate = (u32*)(shared + NW * WARP_BYTES);
-  if (threadIdx.x == 0) gate_init(gate, NW);
+  if (threadIdx.x == 0) { gate_init(gate, NW); gate[3] = 0; }
   block_sync();
   const int warps = (int)a.size.blocks, columns = (int)a.size.groups * warps;
   const int units = blockIdx.x / columns, column = blockIdx.x - units * columns, group = column / warps, block = column - group * warps;

@@ -1,7 +1,9 @@
 """Load and launch compiled kernels through the CUDA driver, on torch's own context and stream."""
 
+import array
 import contextlib
 import ctypes
+import dataclasses
 import functools
 import os
 import pathlib
@@ -20,16 +22,17 @@ _SOURCES = {
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
 _lock = threading.Lock()
+Macros = tuple[tuple[str, int], ...]
 
 
 @functools.cache
-def source(kernel: str) -> str:
+def source(file: str) -> str:
     """CUDA C++ of one kernel file with what it builds on."""
     folder = pathlib.Path(__file__).parent
-    return "\n".join((folder / name).read_text(encoding="utf-8") for name in _SOURCES[kernel])
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in _SOURCES[file])
 
 
-def options(macros: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
+def options(macros: Macros) -> tuple[str, ...]:
     """Compiler options that set ``macros``."""
     return tuple(f"-D{name}={value}" for name, value in macros)
 
@@ -47,7 +50,7 @@ def _check(code: int, doing: str) -> None:
 
 
 class Function:
-    """One kernel on one device, ready to launch."""
+    """A kernel on one device, ready to start."""
 
     def __init__(self, module: ctypes.c_void_p, name: str, shared: int) -> None:
         self.handle, self.name, self.shared = ctypes.c_void_p(), name, shared
@@ -56,18 +59,16 @@ class Function:
             code = _driver().cuFuncSetAttribute(self.handle, _MAX_DYNAMIC_SHARED, shared)
             _check(code, f"reserving {shared} bytes of shared memory for {name}")
 
-    def __call__(self, device: int, grid: int, threads: int, words: list[int]) -> None:
-        """Start the kernel on the current stream; ``words`` are its one argument, 8 bytes each."""
-        packed = (ctypes.c_longlong * len(words))(*words)
-        arguments = (ctypes.c_void_p * 1)(ctypes.addressof(packed))
-        stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
-        for attempt in (0, 1):
-            code = _driver().cuLaunchKernel(
-                self.handle, grid, 1, 1, threads, 1, 1, self.shared, stream, arguments, None
-            )
-            if code != _INVALID_CONTEXT or attempt:
-                break
+    def start(self, device: int, grid: int, threads: int, words: list[int]) -> None:
+        """Start on the device's current stream."""
+        packed = array.array("q", words)
+        arguments = (ctypes.c_void_p * 1)(packed.buffer_info()[0])
+        stream = ctypes.c_void_p(torch._C._cuda_getCurrentRawStream(device))
+        start = _driver().cuLaunchKernel
+        code = start(self.handle, grid, 1, 1, threads, 1, 1, self.shared, stream, arguments, None)
+        if code == _INVALID_CONTEXT:
             _enter_context(device)
+            code = start(self.handle, grid, 1, 1, threads, 1, 1, self.shared, stream, arguments, None)
         _check(code, f"starting {self.name}")
 
 
@@ -78,45 +79,45 @@ def _enter_context(device: int) -> None:
     _check(_driver().cuCtxSetCurrent(context), "entering the primary context")
 
 
-_functions: dict[tuple, Function] = {}
-
-
-def function(kernel: str, name: str, macros: tuple[tuple[str, int], ...], shared: int, device: int) -> Function:
-    """Kernel ``name`` of file ``kernel`` for ``macros`` on a device, compiled and loaded at most once."""
-    key = (kernel, name, macros, shared, device)
-    found = _functions.get(key)
-    if found is None:
-        with _lock:
-            found = _functions.get(key) or _load(kernel, name, macros, shared, device)
-            _functions[key] = found
-    return found
-
-
-def _load(kernel: str, name: str, macros: tuple[tuple[str, int], ...], shared: int, device: int) -> Function:
+@functools.cache
+def _load(file: str, name: str, macros: Macros, shared: int, device: int) -> Function:
     major, minor = torch.cuda.get_device_capability(device)
-    with torch.cuda.device(device):
-        torch.cuda.current_stream()  # the primary context exists from here on
-        module = ctypes.c_void_p()
-        for fresh in (False, True):  # a file of the cache may be damaged
-            image = nvrtc.compile_cached(source(kernel), options(macros), 10 * major + minor, fresh=fresh)
+    torch.cuda.current_stream(device)  # the primary context exists from here on
+    module = ctypes.c_void_p()
+    for fresh in (False, True):  # a file of the cache may be damaged
+        image = nvrtc.compile_cached(source(file), options(macros), 10 * major + minor, fresh=fresh)
+        code = _driver().cuModuleLoadData(ctypes.byref(module), image)
+        if code == _INVALID_CONTEXT:
+            _enter_context(device)
             code = _driver().cuModuleLoadData(ctypes.byref(module), image)
-            if not code:
-                break
-        _check(code, f"loading {name}")
-        return Function(module, name, shared)
+        if not code:
+            break
+    _check(code, f"loading {name}")
+    return Function(module, name, shared)
 
 
-def launch(
-    device: int,
-    kernel: str,
-    name: str,
-    macros: tuple[tuple[str, int], ...],
-    shared: int,
-    grid: int,
-    threads: int,
-    words: list[int],
-) -> None:
-    """Run kernel ``name`` of file ``kernel`` on a device's current stream; ``words`` are its argument, 8 bytes each."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kernel:
+    """One way to compile and start a kernel: its file, name and macros, threads and bytes of shared memory of a block."""
+
+    file: str
+    name: str
+    macros: Macros
+    threads: int
+    shared: int
+    functions: dict[int, Function] = dataclasses.field(default_factory=dict, repr=False)
+
+
+def launch(device: int, kernel: Kernel, grid: int, words: list[int]) -> None:
+    """Run ``grid`` blocks of a kernel on a device's current stream; ``words`` are its one argument, 8 bytes each.
+
+    The kernel is compiled and loaded at most once for a device.
+    """
     current = contextlib.nullcontext() if device == torch.cuda.current_device() else torch.cuda.device(device)
     with current:
-        function(kernel, name, macros, shared, device)(device, grid, threads, words)
+        function = kernel.functions.get(device)
+        if function is None:
+            with _lock:
+                function = _load(kernel.file, kernel.name, kernel.macros, kernel.shared, device)
+            kernel.functions[device] = function
+        function.start(device, grid, kernel.threads, words)

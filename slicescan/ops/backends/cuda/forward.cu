@@ -1,7 +1,7 @@
 // Forward pass: y, and on request the checkpoints and the last state. Every warp works alone.
 struct Args {
   Size size;
-  Map u, delta, z, y;
+  Map u, delta, z, y, kept;  // kept: y before its gate, for the backward pass
   Mix B, C;
   const float *A, *D, *bias, *first;
   float* last;
@@ -25,7 +25,7 @@ template <int CW> struct Forward {
       T* to = maps + (i & 1) * MAPS * TILE;
       tile.load(to, a.u, z, i * TS); tile.load(to + TILE, a.delta, z, i * TS);
       if (HAS_Z) tile.load(to + 2 * TILE, a.z, z, i * TS);
-      mixes.load(raw, a.B, a.C, z, units, group, i * TS, lane);
+      mixes.load(raw, MixTile<CW>::RAW, a.B, a.C, z, units, group, i * TS, lane);
       copies_start();
     };
     fetch(0);
@@ -37,7 +37,7 @@ template <int CW> struct Forward {
     const int tiles = (int)z.tiles;
     for (int i = 0; i < tiles; i++) {
       copies_wait(); warp_sync();
-      MixTile<CW>::convert(raw, mix, lane);
+      MixTile<CW>::convert(raw, MixTile<CW>::RAW, mix, lane);
       warp_sync();
       if (i + 1 < tiles) fetch(i + 1);
       T* now = maps + (i & 1) * MAPS * TILE;
@@ -57,6 +57,7 @@ template <int CW> struct Forward {
         float y = fmaf(c.skip, u, over_states(advance(h, c.a, dt, dt * u, mixing + k * 2 * NT)));
         if (HAS_Z) {
           const float gate = get(cell[(MAPS - 1) * TILE]);
+          if (SAVE && KEEP_Y && (NS == 1 || lane < RW)) cell[TILE] = put(y);  // in the place of the step size
 #if KIND == 0
           y *= fmaf(gate * 0.5f, tanh_fast(gate * 0.5f), gate * 0.5f);
 #else
@@ -67,6 +68,7 @@ template <int CW> struct Forward {
       }
       warp_sync();
       tile.store(now, a.y, z, i * TS, RW);
+      if (SAVE && KEEP_Y) tile.store(now + TILE, a.kept, z, i * TS, RW);
     }
     if (a.last && ok && (unit + 1) % (int)z.chunks == 0) store_row(h, a.last + ((i64)sequence * channels + d) * N, n0);
   }

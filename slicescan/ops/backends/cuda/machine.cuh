@@ -56,8 +56,11 @@ DI void mma_tf32_short(float* c, float a0, float a1, u32 b0) {  // k = 4
   asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(b0));
 }
-// A zero the compiler cannot see through, so that operands holding it stay in their registers.
-DI u32 opaque_zero() { u32 z; asm volatile("mov.u32 %0, 0;" : "=r"(z)); return z; }
+// A word of shared memory, read in a way that no compiler can see through.
+DI u32 opaque(const u32* word) {
+  u32 x; asm volatile("ld.volatile.shared.u32 %0, [%1];" : "=r"(x) : "r"(address_of(word)) : "memory");
+  return x;
+}
 
 // A gate that opens when `count` warps have passed it; its phases alternate in parity.
 DI void gate_init(u32* gate, int count) {

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from slicescan.ops.backends.cuda.driver import Kernel
 from slicescan.ops.call import ScanCall
 
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 TILE_STEPS = {torch.bfloat16: 8, torch.float16: 8, torch.float32: 8}  # steps of a tile, between checkpoints
-Macros = tuple[tuple[str, int], ...]
 
 _SHARED = 227 * 1024  # bytes of shared memory on a multiprocessor, a block's own kilobyte included
 _BLOCK_SHARED = 99 * 1024  # what a block may have on every device since compute capability 8.0
@@ -19,6 +19,11 @@ _BLOCK_SHARED = 99 * 1024  # what a block may have on every device since compute
 _PACKING_COST = {"forward": {1: 1.0, 2: 1.04, 4: 1.33}, "backward": {1: 1.0, 2: 1.1, 4: 1.4}}
 _ENOUGH_WARPS = 1536  # to fill a device; with fewer than half, long sequences are cut into chunks
 _SHORTEST_CHUNK = 8  # tiles
+
+
+def keeps_y(call: ScanCall) -> bool:
+    """Whether the forward pass saves y before its gate: 2 bytes an element that spare the backward pass a read-out."""
+    return call.z is not None and call.u.dtype == torch.bfloat16
 
 
 def states_per_lane(n: int) -> tuple[int, int]:
@@ -32,15 +37,6 @@ def sequence_shape(call: ScanCall) -> tuple[int, int]:
     b, h, w, _ = call.u.shape
     slices, length = (h, w) if call.axis == "w" else (w, h)
     return (b, slices * length) if call.carry else (b * slices, length)
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """A kernel's macros, the warps of its block and the shared memory of a warp in bytes."""
-
-    macros: Macros
-    warps: int
-    warp_bytes: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,69 +94,86 @@ class Plan:
                 self.slice_length, self.channels, self.channels // self.groups, self.groups, blocks,
                 int(resumed)]  # fmt: skip
 
-    @functools.cached_property
-    def forward(self) -> dict[bool, Variant]:
-        """The forward kernel, by whether it saves checkpoints."""
-        return {save: self._forward(save) for save in (False, True)}
+    def _kernel(self, name: str, macros: dict[str, int], warps: int, warp_bytes: int, more: int = 0) -> Kernel:
+        macros = macros | {"NW": warps, "WARP_BYTES": warp_bytes}
+        return Kernel(name, f"scan_{name}", tuple(macros.items()), 32 * warps, warps * warp_bytes + more)
 
-    def _forward(self, save: bool) -> Variant:
+    def _staged(self, maps: int) -> int:
+        """Bytes of a warp that keeps two tiles of some maps, one tile of B and C, and the next as it comes."""
         m = self.macros
-        own = self._mix_bytes + 2 * (3 if m["HAS_Z"] else 2) * m["TS"] * (32 // m["NS"]) * self.element_size
+        return self._mix_bytes + self._raw_bytes + 2 * maps * m["TS"] * (32 // m["NS"]) * self.element_size
+
+    @functools.cached_property
+    def forward(self) -> dict[bool, Kernel]:
+        """The forward kernel, by whether it saves for the backward pass."""
+        m = self.macros
         lean = m["GU"] == m["GB"] == 16 and not m["WIDE"] and not m["CARRY"]
-        extra = {"SAVE": int(save), "NW": 3, "MIN_BLOCKS": 6 if lean else 5, "WARP_BYTES": own}
-        return Variant((*m.items(), *extra.items()), 3, own)
+        blocks = {"MIN_BLOCKS": 6 if lean else 5}
+        own = self._staged(2 + m["HAS_Z"])
+        return {save: self._kernel("forward", m | blocks | {"SAVE": int(save)}, 3, own) for save in (False, True)}
 
     @functools.cached_property
-    def summary(self) -> dict[bool, Variant]:
+    def summary(self) -> dict[bool, Kernel]:
         """The kernel that finds what a chunk does to a state (False) or to its gradient (True)."""
-        m = {**self.macros, "HAS_Z": 0}
-        both = {}
-        for back in (False, True):
-            maps = 3 if back and self.macros["HAS_Z"] else 2
-            own = self._mix_bytes + 2 * maps * m["TS"] * (32 // m["NS"]) * self.element_size
-            extra = {"BACK": int(back), "GATED": maps - 2, "NW": 3, "MIN_BLOCKS": 5, "WARP_BYTES": own}
-            both[back] = Variant((*m.items(), *extra.items()), 3, own)
-        return both
+
+        def one(back: bool) -> Kernel:
+            gated = int(back and self.macros["HAS_Z"])
+            macros = self.macros | {"HAS_Z": 0, "BACK": int(back), "GATED": gated, "MIN_BLOCKS": 5}
+            return self._kernel("summary", macros, 3, self._staged(2 + gated))
+
+        return {back: one(back) for back in (False, True)}
 
     @functools.cached_property
-    def backward(self) -> Variant:
+    def backward(self) -> Kernel:
         """The backward kernel."""
-        m, row, packed = self.macros, 32 // self.macros["NS"], self.packed
-        bfloat = m["KIND"] == 0
-        lean = int(bfloat and packed > 1 and bool(m["SOFTPLUS"]))
-        buffers = 2 if lean else 3
-        own = 32 * (m["TS"] + 1) * m["NL"] * (2 if bfloat else 4)  # states before each step, the next checkpoint
+        m, row, packed, size = self.macros, 32 // self.macros["NS"], self.packed, self.element_size
+        bfloat, states = m["KIND"] == 0, m["NL"] * (2 if m["KIND"] == 0 else 4)
+        # several sequences a warp: save shared memory, which limits the warps
+        room = 32 * states - 2 * row * size >= m["TS"] * 2 * m["N"] * size
+        lean = int(bfloat and packed > 1 and bool(m["SOFTPLUS"]) and room)
+        buffers = 2 if bfloat else 3
+        own = 32 * (m["TS"] + 1) * states  # before each step, and the next checkpoint
         own += 32 * m["TS"] * (16 if not bfloat else 10 if lean else 12)  # scalars of each step
-        own += (4 if m["HAS_Z"] else 3) * m["TS"] * row * self.element_size + self._mix_bytes
-        own += buffers * m["TS"] * packed * self.nt * (4 if bfloat and packed > 1 else 8)
-        warps = min((w for w in (4, 3, 2, 1) if w * own + 16 <= _BLOCK_SHARED or w == 1), key=self._idle)
-        blocks = max(1, min(12 // warps, _SHARED // (own * warps + 1040)))
-        extra = {"NW": warps, "MIN_BLOCKS": blocks, "WARP_BYTES": own, "DIRECT": int(self.channel_warps <= warps),
-                 "AT_ONCE": 2, "LEAN": lean, "BUFFERS": buffers}  # fmt: skip
-        return Variant((*m.items(), *extra.items()), warps, own)
-
-    def _idle(self, warps: int) -> int:
-        return -(-self.channel_warps // warps) * warps
+        own += (3 + m["HAS_Z"] + m["KEEP_Y"]) * m["TS"] * row * size + self._mix_bytes
+        own += buffers * m["TS"] * packed * self.nt * (4 if bfloat and packed > 1 else 8)  # sums over channels
+        own += 0 if lean else self._raw_bytes
+        fitting = [w for w in (4, 3, 2, 1) if w * own + 16 <= _BLOCK_SHARED or w == 1]
+        warps = min(fitting, key=lambda w: -(-self.channel_warps // w) * w)
+        extra = {"MIN_BLOCKS": max(1, min(12 // warps, _SHARED // (own * warps + 1040))), "AT_ONCE": 2, "LEAN": lean,
+                 "BUFFERS": buffers, "DIRECT": int(self.channel_warps <= warps)}  # fmt: skip
+        return self._kernel("backward", m | extra, warps, own, 16)
 
     @functools.cached_property
-    def finish(self) -> Macros:
-        """Macros of the sums that follow the backward kernel, and of the chain over chunks."""
+    def finish(self) -> Kernel:
+        """The kernel of the sums that follow the backward kernel."""
+        return Kernel("reduce", "scan_finish", self._reduced, 256, 1024)
+
+    @functools.cached_property
+    def chain(self) -> Kernel:
+        """The kernel that goes from chunk to chunk."""
+        return Kernel("reduce", "scan_chain", self._reduced, 128, 0)
+
+    @functools.cached_property
+    def _reduced(self) -> tuple[tuple[str, int], ...]:
         steps = self.groups * self.sequences * self.all_tiles * self.macros["TS"]
-        kept = {k: v for k, v in self.macros.items() if k not in ("HAS_Z", "SOFTPLUS", "GU", "GB", "WIDE")}
+        kept = {k: v for k, v in self.macros.items() if k not in ("HAS_Z", "SOFTPLUS", "KEEP_Y", "GU", "GB", "WIDE")}
         wide = int(self.macros["WIDE"] or steps >= 2**30)
         return (*kept.items(), ("GU", 4), ("GB", self.element_size), ("SOFTPLUS", 1), ("WIDE", wide))
 
     @functools.cached_property
     def _mix_bytes(self) -> int:
         m = self.macros
-        tile = self.packed * (m["TS"] * 2 * self.nt + (4 if self.packed > 1 else 0)) * 4
-        return tile + -(-self.packed * m["TS"] * 2 * m["N"] * self.element_size // 16) * 16
+        return self.packed * (m["TS"] * 2 * self.nt + (4 if self.packed > 1 else 0)) * 4
+
+    @property
+    def _raw_bytes(self) -> int:
+        return -(-self.packed * self.macros["TS"] * 2 * self.macros["N"] * self.element_size // 16) * 16
 
 
 def plan_of(call: ScanCall, direction: str, maps: Sequence[Tensor], mixes: Sequence[Tensor]) -> Plan:
     """Plan the forward or backward pass over ``maps`` (b, h, w, d) and ``mixes`` (b, h, w, g, n)."""
     layouts = tuple([(t.stride(), t.data_ptr() % 16) for t in (*maps, *mixes)])
-    flags = (call.axis, call.reverse, call.carry, call.z is not None, call.delta_softplus)
+    flags = (call.axis, call.reverse, call.carry, call.z is not None, call.delta_softplus, keeps_y(call))
     return _plan(direction, call.u.dtype, tuple(call.u.shape), tuple(call.B.shape[3:]), flags, layouts, len(maps))
 
 
@@ -170,11 +183,11 @@ def _plan(
     dtype: torch.dtype,
     shape: tuple[int, int, int, int],
     mix_shape: tuple[int, int],
-    flags: tuple[str, bool, bool, bool, bool],
+    flags: tuple[str, bool, bool, bool, bool, bool],
     layouts: tuple[tuple[tuple[int, ...], int], ...],
     maps: int,
 ) -> Plan:
-    axis, reverse, carry, gated, softplus = flags
+    axis, reverse, carry, gated, softplus, keep = flags
     (groups, n), d, size = mix_shape, shape[3], dtype.itemsize
     slices, slice_length = (shape[1], shape[2]) if axis == "w" else (shape[2], shape[1])
     sizes = [shape if i < maps else (*shape[:3], *mix_shape) for i in range(len(layouts))]
@@ -196,7 +209,7 @@ def _plan(
         "GU": min(_copy_bytes(size, d // groups, *x) for x in aligned[:maps]),
         "GB": min(_copy_bytes(size, n, *x) for x in aligned[maps:]),
         "WIDE": int(any(_reach(stride, of) >= 2**31 - 2**20 for (stride, _), of in zip(layouts, sizes, strict=True))),
-        "CARRY": int(two_levels), "HAS_Z": int(gated), "SOFTPLUS": int(softplus),
+        "CARRY": int(two_levels), "HAS_Z": int(gated), "SOFTPLUS": int(softplus), "KEEP_Y": int(keep),
     }  # fmt: skip
     warps = sequences * groups * -(-(d // groups) // lanes) / (32 // ns // lanes)
     tiles = -(-length // macros["TS"])

@@ -78,10 +78,11 @@ template <int CW> struct Tile {
   }
 };
 
-// Brings tiles of B and C, as they are, into raw [SPW][TS][2][N], and from there as floats into mix [SPW][TS][2][NT].
+// Brings tiles of B and C, as they are, into raw [SPW][TS][2][N], with `pitch` elements from sequence to sequence, and from
+// there as floats into mix [SPW][TS][2][NT].
 template <int CW> struct MixTile {
   static constexpr int SPW = RW / CW, EPC = GB / ES, CPV = N / EPC, CPS = 2 * CPV, COUNT = TS * CPS;
-  static constexpr int PITCH = TS * 2 * NT + (SPW > 1 ? 4 : 0), V = N % 4 == 0 ? 4 : 1;
+  static constexpr int PITCH = TS * 2 * NT + (SPW > 1 ? 4 : 0), RAW = TS * 2 * N, V = N % 4 == 0 ? 4 : 1;
   static constexpr bool FIXED = 32 % CPS == 0 && !CARRY;  // a lane always copies the same part of a step's vectors
   const T* from;
   idx step, start[SPW];
@@ -100,21 +101,22 @@ template <int CW> struct MixTile {
       }
     }
   }
-  DI void load(T* raw, const Mix& B, const Mix& C, const Size& z, int group_of_units, int group, int p0, int lane) const {
+  DI void load(
+      T* raw, int pitch, const Mix& B, const Mix& C, const Size& z, int group_of_units, int group, int p0, int lane) const {
     UNROLL for (int sub = 0; sub < SPW; sub++) {
       if constexpr (FIXED) {
         constexpr int ROWS = 32 / CPS;
         UNROLL for (int j = 0; j < (COUNT + 31) / 32; j++) {
           const int p = p0 + j * ROWS;
           if (COUNT % 32 == 0 || lane + j * 32 < COUNT)
-            copy_async<GB>(raw + sub * TS * 2 * N + (lane + j * 32) * EPC, from + start[sub] + (idx)p * step, p < left[sub]);
+            copy_async<GB>(raw + sub * pitch + (lane + j * 32) * EPC, from + start[sub] + (idx)p * step, p < left[sub]);
         }
       } else {
         const Unit at = unit_of(z, group_of_units * SPW + sub);
         for (int i = lane; i < COUNT; i += 32) {
           const int part = i % CPV, p = p0 + i / CPS; const bool is_c = i / CPV % 2;
           const T* where = is_c ? (const T*)C.at + offset(C, z, at, group, p, part) : (const T*)B.at + offset(B, z, at, group, p, part);
-          copy_async<GB>(raw + sub * TS * 2 * N + i * EPC, where, p < at.left);
+          copy_async<GB>(raw + sub * pitch + i * EPC, where, p < at.left);
         }
       }
     }
@@ -122,10 +124,10 @@ template <int CW> struct MixTile {
   DI static void clear(float* mix, int lane) {
     for (int i = lane; i < SPW * PITCH; i += 32) mix[i] = 0.f;
   }
-  DI static void convert(const T* raw, float* mix, int lane) {
+  DI static void convert(const T* raw, int pitch, float* mix, int lane) {
     UNROLL for (int sub = 0; sub < SPW; sub++) {
       UNROLL for (int i = lane; i < TS * 2 * N / V; i += 32) {
-        const int row = i * V / N, n = i * V % N; const T* from = raw + sub * TS * 2 * N + i * V;
+        const int row = i * V / N, n = i * V % N; const T* from = raw + sub * pitch + i * V;
         float* to = mix + sub * PITCH + row * NT + n;
         if constexpr (V == 1) *to = get(*from);
         else if constexpr (ES == 4) *(float4*)to = *(const float4*)from;

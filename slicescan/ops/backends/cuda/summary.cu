@@ -25,7 +25,7 @@ template <int CW> struct Summary {
       T* to = maps + (i & 1) * MAPS * TILE;
       tile.load(to, a.u, z, i * TS); tile.load(to + TILE, a.delta, z, i * TS);
       if (GATED) tile.load(to + 2 * TILE, a.z, z, i * TS);
-      mixes.load(raw, a.B, a.C, z, units, group, i * TS, lane);
+      mixes.load(raw, MixTile<CW>::RAW, a.B, a.C, z, units, group, i * TS, lane);
       copies_start();
     };
     const int tiles = (int)z.tiles;
@@ -37,7 +37,7 @@ template <int CW> struct Summary {
     for (int j = 0; j < tiles; j++) {
       const int i = BACK ? tiles - 1 - j : j;
       copies_wait(); warp_sync();
-      MixTile<CW>::convert(raw, mix, lane);
+      MixTile<CW>::convert(raw, MixTile<CW>::RAW, mix, lane);
       warp_sync();
       if (j + 1 < tiles) fetch(BACK ? i - 1 : i + 1);
       T* now = maps + (i & 1) * MAPS * TILE;
