@@ -12,8 +12,9 @@ class ScanCall:
 
     Shapes: ``u``, ``delta``, ``z`` ``(b, h, w, d)`` of any strides; ``A`` ``(d, n)``; ``B`` and ``C``
     ``(b, h, w, g, n)``; ``D``, ``delta_bias`` ``(d,)``; ``initial_state`` ``(b, s, d, n)`` with ``s`` slices, or 1
-    with ``carry``. Parameters (``A``, ``D``, ``delta_bias``, ``initial_state``) are in the compute dtype: float64 if ``u`` is
-    float64, float32 otherwise. All tensors are on one device; ``delta``, ``z``, ``B``, ``C`` have the dtype of ``u``.
+    with ``carry``. Parameters (``A``, ``D``, ``delta_bias``, ``initial_state``) are in the compute dtype: float64 if
+    ``u`` is float64, float32 otherwise. All tensors are on one device; ``delta``, ``z``, ``B``, ``C`` have the dtype of
+    ``u``.
     """
 
     u: Tensor

@@ -26,7 +26,7 @@ def causal_conv(
         ``(b, h, w, d)`` in the dtype of ``x``, or that of autocast.
 
     Raises:
-        ValueError: Two arguments disagree on the channels, or ``axis`` is neither.
+        ValueError: Two arguments disagree on the channels, there is no tap, or ``axis`` is neither.
 
     Source:
         Gu and Dao 2023 (Mamba), Figure 3, the convolution before the scan.
@@ -43,9 +43,11 @@ def causal_conv(
     axes.bind("weight", weight, "dk")
     if bias is not None:
         axes.bind("bias", bias, "d")
-    if 0 in x.shape:
-        return x.clone()
     d, k = weight.shape
+    if k == 0:
+        raise ValueError(f"causal_conv: weight must be (d, k) with k of 1 or more, got {tuple(weight.shape)}")
+    if 0 in x.shape:  # nothing to convolve; gradients of zero flow into every argument
+        return x * weight[:, 0] if bias is None else x * weight[:, 0] + bias
     image = x.permute(0, 3, 1, 2)  # b d h w
     if axis == "w":
         y = F.conv2d(image, weight[:, None, None, :], bias, padding=(0, k - 1), groups=d)[..., : x.shape[2]]

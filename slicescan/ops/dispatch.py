@@ -1,6 +1,7 @@
 """Which backend runs a call, and why the others do not."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,9 @@ from slicescan.ops.call import ScanCall
 
 VARIABLE = "SLICESCAN_BACKEND"
 """Environment variable that names the backend for calls that name none."""
+
+_PLAIN = ("torch", "reference")
+_COMPILED = {"cpu": ("cpu",), "cuda": ("cuda", "triton"), "xpu": ("triton",)}  # what is made for a kind of device
 
 _watchers: list[set[str]] = []
 
@@ -40,11 +44,22 @@ def pick(call: ScanCall, backend: str | None = None) -> str:
     name = requested(backend)
     if name is None:
         name = next(name for name in ALL if load(name).why_not(call) is None)
+        if name in _PLAIN:
+            _warn_of_slowness(call.u.device.type)
     elif (reason := load(name).why_not(call)) is not None:
         raise BackendError(f"backend {name!r} cannot run this call: {reason}")
     for names in _watchers:
         names.add(name)
     return name
+
+
+@cache
+def _warn_of_slowness(device: str) -> None:
+    """Say once if a compiled backend is made for this kind of device but cannot run here at all."""
+    fast = [status for status in report(device) if status.name in _COMPILED.get(device, ())]
+    if fast and all(status.reason for status in fast):
+        reasons = "; ".join(f"{status.name}: {status.reason}" for status in fast)
+        warnings.warn(f"scans on {device} run slowly, without a compiled backend: {reasons}", stacklevel=5)
 
 
 def requested(backend: str | None) -> str | None:

@@ -36,7 +36,7 @@ def run(*arguments: Any, backend: str | None) -> tuple[Tensor, Tensor]:
     tensors = [argument for argument in arguments[: len(TENSORS)] if argument is not None]
     recorded = torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
     if torch.compiler.is_compiling():
-        asked = _asked_when_traced(backend)
+        asked = dispatch.requested(backend) or ""
         if asked == "reference":
             return _plain(ScanCall(*arguments))
         return slice_scan_op(*arguments, asked, recorded)[:2]
@@ -51,11 +51,6 @@ def run(*arguments: Any, backend: str | None) -> tuple[Tensor, Tensor]:
 
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
-
-
-@torch.compiler.assume_constant_result
-def _asked_when_traced(backend: str | None) -> str:
-    return dispatch.requested(backend) or ""
 
 
 def _transformed() -> bool:

@@ -29,10 +29,11 @@ class Axes:
         """
         shape, sizes = tensor.shape, self.sizes
         fits = len(shape) == len(letters)
+        new = {}
         if fits:
             for letter, size in zip(letters, shape, strict=True):
                 if letter not in sizes:
-                    sizes[letter] = size
+                    new[letter] = size
                 elif sizes[letter] != size:
                     fits = False
         if not fits:
@@ -41,3 +42,4 @@ class Axes:
             raise ValueError(
                 f"{self.op}: {name} must be ({', '.join(letters)}{comma}) = ({expected}{comma}), got {tuple(shape)}"
             )
+        sizes.update(new)

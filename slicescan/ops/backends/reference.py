@@ -22,7 +22,7 @@ def slice_scan(call: ScanCall) -> tuple[Tensor, Tensor]:
         step = F.softplus(step)
     u, step = unroll(call.u.to(dtype), call), unroll(step, call)  # l s d
     B, C = (unroll(x.to(dtype), call).repeat_interleave(heads, 2) for x in (call.B, call.C))  # l s d n
-    states = initial_states(call) if call.initial_state is None else call.initial_state
+    states = initial_states(call)
     h = states.flatten(0, 1)  # s d n
     y = []
     for t in range(u.shape[0]):
@@ -33,4 +33,10 @@ def slice_scan(call: ScanCall) -> tuple[Tensor, Tensor]:
         out = out + call.D * call.u.to(dtype)
     if call.z is not None:
         out = out * F.silu(call.z.to(dtype))
-    return out.to(call.u.dtype), h.reshape(states.shape)
+    return _in_order_of(call.u, out.to(call.u.dtype)), h.reshape(states.shape)
+
+
+def _in_order_of(like: Tensor, x: Tensor) -> Tensor:
+    """``x`` with its axes in memory as those of ``like``."""
+    order = sorted(range(x.ndim), key=lambda axis: -like.stride(axis))
+    return x.permute(order).contiguous().permute([order.index(axis) for axis in range(x.ndim)])
