@@ -1,7 +1,7 @@
 """Check and time the CUDA backend on a GPU: ``python benchmarks/check_cuda.py [check] [times] [equal] [triton]``.
 
-Errors are relative RMS against a float64 recurrence; beside them stands the limit that the same recurrence sets when it is
-computed plainly in the call's dtype. Times are medians in ms with flushed caches, next to the floor of the exponentials.
+Errors are relative RMS against a float64 recurrence; beside them stands the limit that the same recurrence sets when it
+is computed plainly in the call's dtype. Times are medians in ms with flushed caches, next to the exponentials' floor.
 """
 
 import dataclasses
@@ -201,12 +201,13 @@ def same_bits(backend) -> None:
         print("20 runs give equal bits:", t, shape)
 
 
-def times(backend, rows, tune=lambda _: None, axes="wh") -> None:
+def median(f) -> float:
     from triton.testing import do_bench
 
-    def median(f):
-        return do_bench(f, warmup=4, rep=20, return_mode="median")
+    return do_bench(f, warmup=4, rep=20, return_mode="median")
 
+
+def times(backend, rows, tune=lambda _: None, axes="wh") -> None:
     for label, shape, t, odd, setting in rows:
         tune(setting)
         cells = []
@@ -238,21 +239,65 @@ def huge(backend) -> None:
     print(f"{call.u.numel() / 2**31:.2f} x 2**31 elements: right")
 
 
+def convolutions() -> None:
+    """The causal convolution with SiLU against torch's, right and timed."""
+    from slicescan.ops import causal_conv
+    from slicescan.ops.backends.cuda import conv
+
+    def plain(x, weight, bias, axis):
+        y = causal_conv(x.cpu(), weight.cpu(), bias.cpu(), axis=axis, silu=True)
+        return y.to(x.device)
+
+    for shape, t in itertools.product(((2, 40, 37, 24), *SQUARE[:2]), ("bf16", "fp32")):
+        d, cells = shape[3], []
+        gen = torch.Generator("cuda").manual_seed(0)
+        x, grad_y = (torch.randn(shape, device="cuda", generator=gen).to(DTYPES[t]) for _ in range(2))
+        weight, bias = torch.randn(d, 4, device="cuda", generator=gen), torch.randn(d, device="cuda", generator=gen)
+        for axis in "wh":
+            if shape[1] == 40:
+                exact = [v.double().requires_grad_() for v in (x, weight, bias)]
+                y = plain(*exact, axis)
+                truth = [y.detach(), *torch.autograd.grad(y, exact, grad_y.double())]
+                found = [conv.forward(x, weight, bias, axis, True), *conv.backward(x, weight, bias, grad_y, axis, True)]
+                cells.append(f"{axis} " + " ".join(f"{error(f, e):.1e}" for f, e in zip(found, truth, strict=True)))
+                continue
+            leaves = [v.requires_grad_() for v in (x.clone(), weight.to(x.dtype), bias.to(x.dtype))]
+            theirs = torch_conv(*leaves, axis)
+            runs = [functools.partial(conv.forward, x, weight, bias, axis, True),
+                    functools.partial(conv.backward, x, weight, bias, grad_y, axis, True),
+                    functools.partial(torch_conv, *leaves, axis),
+                    functools.partial(torch.autograd.grad, theirs, leaves, grad_y, retain_graph=True)]  # fmt: skip
+            cells.append(
+                f"{axis} {median(runs[0]):.3f} {median(runs[1]):.3f}, torch {median(runs[2]):.3f} {median(runs[3]):.3f}"
+            )
+        print(f"conv {shape} {t} |", " | ".join(cells), flush=True)
+
+
+def torch_conv(x, weight, bias, axis):
+    image, d = x.permute(0, 3, 1, 2), x.shape[3]
+    if axis == "w":
+        y = F.conv2d(image, weight[:, None, None, :], bias, padding=(0, 3), groups=d)[..., : x.shape[2]]
+    else:
+        y = F.conv2d(image, weight[:, None, :, None], bias, padding=(3, 0), groups=d)[..., : x.shape[1], :]
+    return F.silu(y.permute(0, 2, 3, 1))
+
+
 def tuning(backend) -> None:
     """Times of settings that a plan could choose."""
     from slicescan.ops.backends.cuda import plan
 
-    width, make_plan = plan._lane_width, plan._plan
+    width, make_plan, keeps = plan._lane_width, plan._plan, plan.keeps_y
 
     def tune(setting):
         plan._lane_width = lambda *_: setting["lanes"] if "lanes" in setting else width(*_)
+        plan.keeps_y = backend.keeps_y = (lambda _: False) if "bare" in setting else keeps
         make_plan.cache_clear()
         macros = {k: v for k, v in setting.items() if k.isupper()}
 
         def changed(*arguments):
             p = make_plan(*arguments)
             p.__dict__["backward"] = dataclasses.replace(
-                p.backward, macros=tuple((dict(p.backward.macros) | macros).items())
+                p.backward, macros=tuple((dict(p.backward.macros) | macros).items()), functions={}
             )
             return p
 
@@ -260,10 +305,11 @@ def tuning(backend) -> None:
 
     small = (16, 192, 192, 24)
     rows = [
-        (SQUARE[1], "bf16", 0, {}), (SQUARE[1], "bf16", 0, {"AT_ONCE": 1}), (SQUARE[0], "bf16", 0, {"lanes": 32}),
-        (SQUARE[0], "bf16", 0, {"lanes": 16}), (SQUARE[2], "bf16", 0, {}), (SQUARE[3], "bf16", 0, {"lanes": 32}),
-        (SQUARE[3], "bf16", 0, {"lanes": 16}), (small, "bf16", 1, {"lanes": 8}), (small, "bf16", 1, {"lanes": 16}),
-        (small, "bf16", 1, {"lanes": 32}), (SQUARE[0], "fp32", 0, {}), (small, "fp32", 1, {}),
+        (SQUARE[1], "bf16", 0, {}), (SQUARE[1], "bf16", 0, {"AT_ONCE": 1}), (SQUARE[1], "bf16", 0, {"bare": True}),
+        (SQUARE[0], "bf16", 0, {"lanes": 32}), (SQUARE[0], "bf16", 0, {"lanes": 16}),
+        (SQUARE[3], "bf16", 0, {"lanes": 32}), (SQUARE[3], "bf16", 0, {"lanes": 16}),
+        (small, "bf16", 1, {"lanes": 8}), (small, "bf16", 1, {"lanes": 16}),
+        (small, "bf16", 1, {"lanes": 32}), (SQUARE[0], "fp32", 0, {"lanes": 32}), (SQUARE[0], "fp32", 0, {"lanes": 16}),
     ]  # fmt: skip
     times(backend, [(f"{shape} {setting}", shape, t, odd, setting) for shape, t, odd, setting in rows], tune)
     tune({})
@@ -305,6 +351,8 @@ def main() -> None:
     print(f"{time.perf_counter() - start:.0f} s", flush=True)
     if "profile" in wanted:
         profile(cuda)
+    if "conv" in wanted:
+        convolutions()
     if "huge" in wanted:
         huge(cuda)
     if "long" in wanted:
@@ -318,7 +366,7 @@ def main() -> None:
         times(cuda, [(str(s), s, t, 0, None) for t in ("bf16", "fp32") for s in SQUARE])
     if "triton" in wanted:
         backend = importlib.import_module("slicescan.ops.backends.triton")
-        check(backend, list(cases()))
+        check(backend, list(cases())[::9])
         times(backend, [(str(s), s, "bf16", 0, None) for s in SQUARE[:2]])
     print(f"{time.perf_counter() - start:.0f} s", names)
 

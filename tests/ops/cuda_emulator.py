@@ -20,6 +20,7 @@ _KERNELS = {
     "forward": [("scan_forward", "Args")],
     "backward": [("scan_backward", "Args")],
     "summary": [("scan_summary", "Args")],
+    "conv": [("conv_forward", "Args"), ("conv_backward", "Args")],
     "reduce": [("scan_finish", "Args"), ("scan_chain", "ChainArgs")],
 }
 

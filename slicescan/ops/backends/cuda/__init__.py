@@ -9,19 +9,20 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from slicescan.ops.backends.cuda import driver, nvrtc
+from slicescan.ops.backends.cuda import conv, driver, nvrtc
 from slicescan.ops.backends.cuda.plan import (
     KINDS,
     TILE_STEPS,
     Plan,
+    keeps_y,
     plan_of,
     sequence_shape,
-    keeps_y,
     states_per_lane,
 )
 from slicescan.ops.call import Gradients, ScanCall
 from slicescan.ops.paths import initial_states, state_shape
 
+__all__ = ["backward", "conv", "forward", "saved_spec", "why_not"]
 MAX_STATES = 64
 _SLAB_ROWS = 512  # rows of the parameter sums that a block adds up
 _NOTHING = [0] * 5

@@ -14,10 +14,11 @@ import torch
 from slicescan.ops.backends.cuda import nvrtc
 
 _SOURCES = {
-    "forward": ("machine.cuh", "scan.cuh", "forward.cu"),
-    "backward": ("machine.cuh", "scan.cuh", "backward.cu"),
-    "summary": ("machine.cuh", "scan.cuh", "summary.cu"),
-    "reduce": ("machine.cuh", "scan.cuh", "reduce.cu"),
+    "forward": ("machine.cuh", "maps.cuh", "scan.cuh", "forward.cu"),
+    "backward": ("machine.cuh", "maps.cuh", "scan.cuh", "backward.cu"),
+    "summary": ("machine.cuh", "maps.cuh", "scan.cuh", "summary.cu"),
+    "conv": ("machine.cuh", "maps.cuh", "conv.cu"),
+    "reduce": ("machine.cuh", "maps.cuh", "scan.cuh", "reduce.cu"),
 }
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
@@ -98,7 +99,7 @@ def _load(file: str, name: str, macros: Macros, shared: int, device: int) -> Fun
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kernel:
-    """One way to compile and start a kernel: its file, name and macros, threads and bytes of shared memory of a block."""
+    """One way to compile and start a kernel; threads and bytes of shared memory are those of a block."""
 
     file: str
     name: str

@@ -191,7 +191,7 @@ def _plan(
     (groups, n), d, size = mix_shape, shape[3], dtype.itemsize
     slices, slice_length = (shape[1], shape[2]) if axis == "w" else (shape[2], shape[1])
     sizes = [shape if i < maps else (*shape[:3], *mix_shape) for i in range(len(layouts))]
-    places = [_place(stride, of, axis, reverse, carry) for (stride, _), of in zip(layouts, sizes, strict=True)]
+    places = [place_of(stride, of, axis, reverse, carry) for (stride, _), of in zip(layouts, sizes, strict=True)]
     two_levels = False
     if carry:
         if slice_length == 1:
@@ -206,9 +206,9 @@ def _plan(
     lanes = _lane_width(d // groups, 32 // ns, sequences, _PACKING_COST[direction])
     macros = {
         "KIND": KINDS[dtype], "N": n, "NL": nl, "NS": ns, "TS": TILE_STEPS[dtype], "LANES": lanes,
-        "GU": min(_copy_bytes(size, d // groups, *x) for x in aligned[:maps]),
-        "GB": min(_copy_bytes(size, n, *x) for x in aligned[maps:]),
-        "WIDE": int(any(_reach(stride, of) >= 2**31 - 2**20 for (stride, _), of in zip(layouts, sizes, strict=True))),
+        "GU": min(copy_bytes(size, d // groups, *x) for x in aligned[:maps]),
+        "GB": min(copy_bytes(size, n, *x) for x in aligned[maps:]),
+        "WIDE": int(any(reach(stride, of) >= 2**31 - 2**20 for (stride, _), of in zip(layouts, sizes, strict=True))),
         "CARRY": int(two_levels), "HAS_Z": int(gated), "SOFTPLUS": int(softplus), "KEEP_Y": int(keep),
     }  # fmt: skip
     warps = sequences * groups * -(-(d // groups) // lanes) / (32 // ns // lanes)
@@ -221,7 +221,7 @@ def _plan(
     )  # fmt: skip
 
 
-def _place(
+def place_of(
     stride: tuple[int, ...], shape: tuple[int, ...], axis: str, reverse: bool, carry: bool
 ) -> tuple[int, tuple[int, ...]]:
     """Where a tensor's first step lies and its strides ``(batch, slice, step, ...)``, in elements."""
@@ -237,12 +237,12 @@ def _place(
     return offset, (b, s, t, *stride[3:])
 
 
-def _reach(stride: tuple[int, ...], shape: tuple[int, ...]) -> int:
+def reach(stride: tuple[int, ...], shape: tuple[int, ...]) -> int:
     """Elements between the first and the last of a tensor."""
     return sum(s * (n - 1) for s, n in zip(stride, shape, strict=True) if n > 1)
 
 
-def _copy_bytes(size: int, run: int, offset: int, place: tuple[int, ...], aligned: int) -> int:
+def copy_bytes(size: int, run: int, offset: int, place: tuple[int, ...], aligned: int) -> int:
     """Bytes that every run of channels or states can be copied by."""
     if run > 1 and place[-1] != 1:
         return size

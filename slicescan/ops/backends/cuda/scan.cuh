@@ -3,30 +3,9 @@
 //
 // Set by the host: KIND (0 bfloat16, 1 float16, 2 float32), N states, NL states a lane, NS lanes that share a channel's states,
 // TS steps a tile, NW warps a block, GU and GB bytes a copy of the maps and of B, C, WIDE 64-bit offsets, CARRY, HAS_Z, SOFTPLUS.
-#if WIDE
-typedef i64 idx;
-#else
-typedef int idx;
-#endif
-#if KIND == 2
-typedef float T;
-DI float get(T x) { return x; }
-DI T put(float x) { return x; }
-#else
-typedef u16 T;
-#if KIND == 1
-DI float get(T x) { return from_float16(x); }
-DI T put(float x) { return to_float16(x); }
-#else
-DI float get(T x) { return low(x); }
-DI T put(float x) { return to_bfloat16(x); }
-#endif
-#endif
-constexpr int ES = sizeof(T), NT = NL * NS, RW = 32 / NS;
-constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+constexpr int NT = NL * NS, RW = 32 / NS;
 
-// Maps (batch, slice, step, channel) and mixing vectors B, C (batch, slice, step, group, state); strides in elements.
-struct Map { char* at; i64 b, s, t, d; };
+// Mixing vectors B, C (batch, slice, step, group, state); strides in elements.
 struct Mix { char* at; i64 b, s, t, g, n; };
 // `units` = sequences x chunks; a chunk is `tiles` tiles of a sequence of `length` steps; `resumed`: from an initial state.
 struct Size { i64 units, chunks, tiles, all_tiles, slices, length, slice_length, channels, group_channels, groups, blocks, resumed; };
@@ -170,7 +149,6 @@ DI float slope_of(float dt) {  // the derivative of softplus from its value
   return 1.f;
 #endif
 }
-DI float sigmoid(float x) { return rcp(1.f + ex2(-x * LOG2E)); }
 
 // One step of the recurrence, h = exp(dt A) h + dt u B, and its read-out h C.
 DI float advance(float* h, const float* a, float dt, float dtu, const float* mix) {
