@@ -5,6 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from slicescan.ops import dispatch
 from slicescan.ops.shapes import Axes
 
 
@@ -48,6 +49,10 @@ def causal_conv(
         raise ValueError(f"causal_conv: weight must be (d, k) with k of 1 or more, got {tuple(weight.shape)}")
     if 0 in x.shape:  # nothing to convolve; gradients of zero flow into every argument
         return x * weight[:, 0] if bias is None else x * weight[:, 0] + bias
+    if x.is_cuda and dispatch.requested(None) in (None, "cuda"):
+        kernels = dispatch.load("cuda").conv
+        if kernels.why_not(x, weight) is None:
+            return kernels.causal_conv(x, weight, bias, axis, silu)
     image = x.permute(0, 3, 1, 2)  # b d h w
     if axis == "w":
         y = F.conv2d(image, weight[:, None, None, :], bias, padding=(0, k - 1), groups=d)[..., : x.shape[2]]

@@ -31,7 +31,7 @@ def library(file: str, macros: driver.Macros) -> ctypes.CDLL:
     machine = (pathlib.Path(driver.__file__).parent / "machine.cuh").read_text()
     source = driver.source(file).replace(machine, _MACHINE.read_text())
     source += "".join(_ENTRY.format(name=name, args=args) for name, args in _KERNELS[file])
-    flags = ["-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *driver.options(macros)]
+    flags = ["-x", "c++", "-std=c++17", "-O0", "-w", "-shared", "-fPIC", *driver.options(macros)]
     name = hashlib.sha256(repr((source, flags)).encode()).hexdigest()[:24]
     path = _FOLDER / f"{name}.so"
     if not path.exists():

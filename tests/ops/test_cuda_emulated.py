@@ -1,169 +1,135 @@
 """The arithmetic and the data movement of the CUDA kernels, on a processor that stands in for a GPU."""
 
-import dataclasses
 import functools
 
 import pytest
 import torch
 
-from slicescan.ops.backends import cuda, reference
+from slicescan.ops.backends import cuda
 from slicescan.ops.backends.cuda import driver, plan
 from slicescan.ops.call import ScanCall
+from slicescan.ops.library import TENSORS
+from slicescan.ops.paths import state_shape
 from tests.ops import cuda_emulator
+from tests.parity import Disagreement, judge
+from tests.strategies import OPTIONAL, Scan
 
-TENSORS = tuple(field.name for field in dataclasses.fields(ScanCall))[:9]
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
-BASE = {"shape": (1, 3, 11, 24), "n": 16}
-COLUMNS = {"shape": (2, 13, 3, 24), "axis": "h"}
+BASE = Scan(b=1, h=3, w=11, d=24, n=16)
+COLUMNS = BASE.replace(b=2, h=13, w=3, axis="h")
 
-CASES = {
-    "rows": {},
-    "rows in bfloat16": {"dtype": BFLOAT},
-    "rows in float16": {"dtype": HALF},
+SCANS = {
+    "rows": BASE,
+    "rows in bfloat16": BASE.replace(dtype=BFLOAT),
+    "rows in float16": BASE.replace(dtype=HALF),
     "columns": COLUMNS,
-    "columns backwards in bfloat16": {**COLUMNS, "reverse": True, "dtype": BFLOAT},
-    "rows backwards": {"reverse": True},
-    "rows carried on": {"carry": True},
-    "columns carried on, backwards, in bfloat16": {**COLUMNS, "carry": True, "reverse": True, "dtype": BFLOAT},
-    "no gate": {"without": "z"},
-    "nothing optional": {"without": "D z delta_bias initial_state"},
-    "step sizes as they are": {"softplus": False},
-    "groups": {"shape": (1, 3, 9, 24), "groups": 3},
-    "groups in bfloat16": {"shape": (1, 3, 9, 16), "groups": 2, "dtype": BFLOAT},
-    "maps off their alignment": {"offset": 1},
-    "maps off their alignment in bfloat16": {"offset": 1, "dtype": BFLOAT},
-    "one state": {"n": 1},
-    "5 states in bfloat16": {"n": 5, "dtype": BFLOAT},
-    "24 states": {"n": 24},
-    "24 states in bfloat16": {"n": 24, "dtype": BFLOAT},
-    "40 states in float16": {"n": 40, "dtype": HALF},
-    "64 states": {"n": 64},
-    "one channel": {"shape": (1, 3, 11, 1)},
-    "3 channels in bfloat16": {"shape": (1, 3, 11, 3), "dtype": BFLOAT},
-    "36 channels in bfloat16": {"shape": (1, 3, 11, 36), "dtype": BFLOAT},
-    "72 channels in bfloat16": {"shape": (1, 5, 17, 72), "dtype": BFLOAT},
-    "several blocks of channels": {"shape": (1, 1, 9, 160), "dtype": BFLOAT},
-    "several blocks of channels in float32": {"shape": (1, 2, 9, 112)},
-    "one step": {"shape": (1, 2, 1, 8)},
-    "eight steps": {"shape": (1, 2, 8, 8)},
-    "nine steps of many slices": {"shape": (1, 9, 9, 8)},
-    "no step": {"shape": (1, 2, 0, 8)},
-    "no image": {"shape": (0, 2, 3, 8)},
+    "columns backwards in bfloat16": COLUMNS.replace(reverse=True, dtype=BFLOAT),
+    "rows backwards": BASE.replace(reverse=True),
+    "rows carried on": BASE.replace(carry=True),
+    "columns carried on, backwards, in bfloat16": COLUMNS.replace(carry=True, reverse=True, dtype=BFLOAT),
+    "no gate": BASE.replace(without=("z",)),
+    "no gate in bfloat16": BASE.replace(without=("z",), dtype=BFLOAT),
+    "nothing optional": BASE.replace(without=OPTIONAL),
+    "step sizes as they are": BASE.replace(delta_softplus=False),
+    "step sizes as they are in bfloat16": BASE.replace(delta_softplus=False, dtype=BFLOAT, h=9, d=8),
+    "groups": BASE.replace(groups=3),
+    "groups in bfloat16": BASE.replace(groups=2, d=16, dtype=BFLOAT),
+    "cut out of wider maps": BASE.replace(layout="cut", n=5, d=7),
+    "planes in bfloat16": BASE.replace(layout="planes", dtype=BFLOAT),
+    "every other channel": BASE.replace(layout="spread"),
+    "one state": BASE.replace(n=1),
+    "24 states": BASE.replace(n=24),
+    "24 states in bfloat16": BASE.replace(n=24, dtype=BFLOAT),
+    "40 states in float16": BASE.replace(n=40, dtype=HALF),
+    "64 states": BASE.replace(n=64, d=9),
+    "one channel": BASE.replace(d=1),
+    "3 channels in bfloat16": BASE.replace(d=3, dtype=BFLOAT),
+    "72 channels in bfloat16": BASE.replace(h=5, w=17, d=72, dtype=BFLOAT),
+    "several blocks of channels": BASE.replace(h=1, w=9, d=160, dtype=BFLOAT),
+    "several blocks of channels in float32": BASE.replace(h=2, w=9, d=112),
+    "one step": BASE.replace(w=1),
+    "eight steps": BASE.replace(w=8),
+    "large inputs": BASE.replace(w=40, scale=1e3, dtype=BFLOAT),
+    "no step": BASE.replace(w=0),
+    "no image": BASE.replace(b=0),
 }
 CHUNKED = ("rows", "columns backwards in bfloat16", "columns carried on, backwards, in bfloat16", "no gate", "groups",
            "24 states in bfloat16", "step sizes as they are", "one step")  # fmt: skip
 
 
-def draw(shape, *, n, groups=1, dtype=FLOAT, axis="w", reverse=False, carry=False, softplus=True, offset=0, without=""):
-    b, h, w, d = shape
-    generator = torch.Generator().manual_seed(0)
-    normal = functools.partial(torch.randn, generator=generator)
-
-    def mapped(*tail):
-        x = normal(b, h, w, torch.Size(tail).numel() + offset).to(dtype)[..., offset:]
-        return x.unflatten(-1, tail) if len(tail) > 1 else x
-
-    slices = 1 if carry else h if axis == "w" else w
-    tensors = {
-        "u": mapped(d), "delta": mapped(d) if softplus else mapped(d).abs() * 0.3, "A": -normal(d, n).abs() - 0.1,
-        "B": mapped(groups, n), "C": mapped(groups, n), "D": normal(d), "z": mapped(d),
-        "delta_bias": normal(d).abs() * 0.1, "initial_state": normal(b, slices, d, n),
-    }  # fmt: skip
-    tensors |= dict.fromkeys(without.split())
-    return ScanCall(**tensors, axis=axis, reverse=reverse, carry=carry, delta_softplus=softplus)
-
-
-def found(call, grad_y, grad_last):
-    """What the kernels compute, by name."""
-    y, last, saved = cuda.forward(call, save=True)
-    assert torch.equal(y, cuda.forward(call, save=False)[0])
-    gradients = cuda.backward(call, saved, grad_y, grad_last)
-    present = {k: g for k, g in gradients._asdict().items() if getattr(call, k) is not None}
-    return {"y": y, "last": last} | {f"grad {k}": g for k, g in present.items()}
-
-
-def expected(call, grad_y, grad_last, dtype=None):
-    """What the reference computes; in float64 if ``dtype`` says so."""
-    names = [k for k in TENSORS if getattr(call, k) is not None]
-    leaves = {k: getattr(call, k).detach().to(dtype or getattr(call, k).dtype).requires_grad_() for k in names}
-    y, last = reference.slice_scan(dataclasses.replace(call, **leaves))
-    targets = [grad_y.to(y.dtype), grad_last.to(last.dtype)]
-    gradients = torch.autograd.grad(
-        [y, last], list(leaves.values()), targets, allow_unused=True, materialize_grads=True
-    )
-    return {"y": y, "last": last} | {f"grad {k}": g for k, g in zip(names, gradients, strict=True)}
-
-
-def check(call):
-    generator = torch.Generator().manual_seed(1)
-    grad_y = torch.randn(call.u.shape, generator=generator).to(call.u.dtype)
-    grad_last = torch.randn(cuda.state_shape(call), generator=generator)
-    exact = expected(call, grad_y, grad_last, torch.float64)
-    plain = expected(call, grad_y, grad_last)
-    for name, value in found(call, grad_y, grad_last).items():
-        assert value.shape == exact[name].shape
-        if value.numel():
-            scale = exact[name].norm().clamp_min(1e-30)
-            error, allowed = ((x.double() - exact[name]).norm() / scale for x in (value, plain[name]))
-            assert error <= 2 * allowed + torch.finfo(call.u.dtype).eps, (name, error, allowed)
-
-
 @pytest.fixture(autouse=True)
 def _emulated(monkeypatch):
     monkeypatch.setattr(driver, "launch", cuda_emulator.launch)
+    monkeypatch.setattr(cuda, "why_not", lambda call: None)
+    plan._plan.cache_clear()
     torch.use_deterministic_algorithms(True)  # memory starts as NaN
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_kernels_keep_the_contract(name, monkeypatch):
-    monkeypatch.setattr(plan, "_ENOUGH_WARPS", 0)
     plan._plan.cache_clear()
-    check(draw(**BASE | CASES[name]))
+
+
+@pytest.fixture
+def whole(monkeypatch):
+    monkeypatch.setattr(plan, "_ENOUGH_WARPS", 0)
+
+
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize("name", SCANS)
+def test_the_kernels_keep_the_contract(name):
+    judge(SCANS[name].arguments(), "cuda")
 
 
 @pytest.mark.parametrize("name", CHUNKED)
 def test_chunks_of_a_sequence_give_the_same_as_the_whole(name, monkeypatch):
     monkeypatch.setattr(plan, "_ENOUGH_WARPS", 10**6)
     monkeypatch.setattr(plan, "_SHORTEST_CHUNK", 1)
-    plan._plan.cache_clear()
-    check(draw(**BASE | CASES[name]))
+    judge(SCANS[name].arguments(), "cuda")
 
 
-def test_wide_offsets_and_short_tiles_give_the_same(monkeypatch):
-    make_plan = plan._plan.__wrapped__
-
-    def wide(*arguments):
-        made = make_plan(*arguments)
-        return dataclasses.replace(made, macros=made.macros | {"WIDE": 1})
-
-    monkeypatch.setattr(plan, "_plan", wide)
-    check(draw(**BASE | {"dtype": BFLOAT}))
-
-
+@pytest.mark.usefixtures("whole")
 @pytest.mark.parametrize("dtype", [BFLOAT, FLOAT])
 @pytest.mark.parametrize("lanes", [8, 16, 32])
 def test_every_lane_width_sums_over_channels(lanes, dtype, monkeypatch):
     monkeypatch.setattr(plan, "_lane_width", lambda *_: lanes)
-    plan._plan.cache_clear()
-    check(draw((1, 5, 9, 40), n=16, dtype=dtype))
-    plan._plan.cache_clear()
+    judge(BASE.replace(h=5, w=9, d=40, dtype=dtype).arguments(), "cuda")
 
 
+def call_of(scan) -> ScanCall:
+    arguments = {"initial_state": None} | scan.arguments()
+    mixes = {name: arguments[name].unsqueeze(3) for name in ("B", "C")}
+    return ScanCall(**arguments | mixes)
+
+
+def results(call) -> list[torch.Tensor]:
+    y, last, saved = cuda.forward(call, save=True)
+    return [y, last, *cuda.backward(call, saved, torch.ones_like(y), torch.ones(state_shape(call)))]
+
+
+@pytest.mark.usefixtures("whole")
 def test_the_order_of_threads_does_not_matter(monkeypatch):
-    call = draw((1, 3, 19, 72), n=16, dtype=BFLOAT)
-    grad_y, grad_last = torch.ones_like(call.u), torch.ones(cuda.state_shape(call))
-    first = found(call, grad_y, grad_last)
+    call = call_of(BASE.replace(w=19, d=72, dtype=BFLOAT))
+    first = results(call)
     monkeypatch.setattr(driver, "launch", functools.partial(cuda_emulator.launch, falling=True))
-    second = found(call, grad_y, grad_last)
-    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert all(torch.equal(a, b) for a, b in zip(first, results(call), strict=True))
+
+
+@pytest.mark.usefixtures("whole")
+def test_maps_of_more_than_two_to_the_31_elements_have_wide_offsets():
+    call = call_of(BASE.replace(dtype=BFLOAT, d=8))
+    b, h, w, d = call.u.shape
+    torch.use_deterministic_algorithms(False)  # most of this memory is never touched
+    far = torch.empty(2**31 + w * d, dtype=BFLOAT).as_strided((b, h, w, d), (0, 2**30, d, 1)).copy_(call.u)
+    wide = ScanCall(far, *(getattr(call, name) for name in TENSORS[1:]), delta_softplus=True)
+    made = plan.plan_of(wide, "forward", [far], [call.B])
+    assert made.macros["WIDE"] == 1
+    assert all(torch.equal(a, b) for a, b in zip(results(call), results(wide), strict=True))
 
 
 def test_the_emulator_finds_a_missing_wait(monkeypatch):
     source = driver.source("forward")
     monkeypatch.setattr(driver, "source", lambda _: source.replace("      copies_wait(); warp_sync();", "", 1))
     cuda_emulator.library.cache_clear()
-    with pytest.raises(AssertionError):
-        check(draw(**BASE))
+    with pytest.raises(Disagreement):
+        with torch.no_grad():
+            judge(BASE.arguments(), "cuda")
     cuda_emulator.library.cache_clear()

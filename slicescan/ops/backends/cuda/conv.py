@@ -1,11 +1,13 @@
 """Causal depth-wise convolution along the rows or columns of a map, with SiLU, in one pass over it each way."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from slicescan.ops.backends.cuda import driver, nvrtc
 from slicescan.ops.backends.cuda.plan import KINDS, copy_bytes, place_of, reach
@@ -154,3 +156,13 @@ def _gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _convolve.register_autograd(_gradients, setup_context=_setup)
+
+
+@register_flop_formula(torch.ops.slicescan.cuda_conv)
+def _forward_flops(x_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x_shape) * weight_shape[1]
+
+
+@register_flop_formula(torch.ops.slicescan.cuda_conv_backward)
+def _backward_flops(x_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * _forward_flops(x_shape, weight_shape)

@@ -15,8 +15,9 @@ TILE_STEPS = {torch.bfloat16: 8, torch.float16: 8, torch.float32: 8}  # steps of
 
 _SHARED = 227 * 1024  # bytes of shared memory on a multiprocessor, a block's own kilobyte included
 _BLOCK_SHARED = 99 * 1024  # what a block may have on every device since compute capability 8.0
-# Time of a warp whose lanes serve 1, 2 or 4 sequences: their B and C come from as many places of shared memory.
-_PACKING_COST = {"forward": {1: 1.0, 2: 1.04, 4: 1.33}, "backward": {1: 1.0, 2: 1.1, 4: 1.4}}
+# Time of a warp whose lanes serve 1, 2 or 4 sequences: their B and C come from as many places of shared memory. Measured.
+_PACKING_COST = {"forward": {1: 1.0, 2: 1.04, 4: 1.33}, "backward": {1: 1.0, 2: 1.06, 4: 1.22}}
+_ALONE_COST = 1.1  # of a backward block of one warp that shares its channels with others: more sums leave the block
 _ENOUGH_WARPS = 1536  # to fill a device; with fewer than half, long sequences are cut into chunks
 _SHORTEST_CHUNK = 8  # tiles
 
@@ -138,7 +139,7 @@ class Plan:
         own += buffers * m["TS"] * packed * self.nt * (4 if bfloat and packed > 1 else 8)  # sums over channels
         own += 0 if lean else self._raw_bytes
         fitting = [w for w in (4, 3, 2, 1) if w * own + 16 <= _BLOCK_SHARED or w == 1]
-        warps = min(fitting, key=lambda w: -(-self.channel_warps // w) * w)
+        warps = _block_warps(self.channel_warps, fitting)
         extra = {"MIN_BLOCKS": max(1, min(12 // warps, _SHARED // (own * warps + 1040))), "AT_ONCE": 2, "LEAN": lean,
                  "BUFFERS": buffers, "DIRECT": int(self.channel_warps <= warps)}  # fmt: skip
         return self._kernel("backward", m | extra, warps, own, 16)
@@ -203,7 +204,7 @@ def _plan(
     sequences, length = (shape[0], slices * slice_length) if carry else (shape[0] * slices, slice_length)
     aligned = [(o, p, a) for (o, p), (_, a) in zip(places, layouts, strict=True)]
     nl, ns = states_per_lane(n)
-    lanes = _lane_width(d // groups, 32 // ns, sequences, _PACKING_COST[direction])
+    lanes = _lane_width(d // groups, 32 // ns, sequences, direction)
     macros = {
         "KIND": KINDS[dtype], "N": n, "NL": nl, "NS": ns, "TS": TILE_STEPS[dtype], "LANES": lanes,
         "GU": min(copy_bytes(size, d // groups, *x) for x in aligned[:maps]),
@@ -250,12 +251,22 @@ def copy_bytes(size: int, run: int, offset: int, place: tuple[int, ...], aligned
     return next((g for g in (16, 8, 4) if g > size and all(s % g == 0 for s in starts)), size)
 
 
-def _lane_width(channels: int, row: int, sequences: int, packing_cost: dict[int, float]) -> int:
+def _lane_width(channels: int, row: int, sequences: int, direction: str) -> int:
     """Lanes of a warp for neighbouring channels of one sequence; the rest of its row takes further sequences."""
 
     def cost(width: int) -> float:
-        packed = row // width
+        packed, warps = row // width, -(-channels // width)
         filled = -(-sequences // packed) * packed / sequences
-        return -(-channels // width) * width * filled * packing_cost[packed]
+        time = width * filled * _PACKING_COST[direction][packed]
+        if direction == "backward":
+            block = _block_warps(warps, (4, 3, 2, 1))
+            time *= _ALONE_COST if block == 1 < warps else 1.0
+            warps = -(-warps // block) * block
+        return warps * time
 
     return min((w for w in (32, 16, 8) if w <= row), key=cost)
+
+
+def _block_warps(warps: int, choices: Sequence[int]) -> int:
+    """Warps of a block, so that few are idle when ``warps`` share the channels of a group."""
+    return min(choices, key=lambda w: -(-warps // w) * w)
