@@ -15,7 +15,7 @@ TILE_STEPS = {torch.bfloat16: 8, torch.float16: 8, torch.float32: 8}  # steps of
 
 _SHARED = 227 * 1024  # bytes of shared memory on a multiprocessor, a block's own kilobyte included
 _BLOCK_SHARED = 99 * 1024  # what a block may have on every device since compute capability 8.0
-# Measured time of a warp whose lanes serve 1, 2 or 4 sequences: their B and C come from as many places of shared memory.
+# Measured time of a warp whose lanes serve 1, 2 or 4 sequences: their B and C come from as many places.
 _PACKING_COST = {"forward": {1: 1.0, 2: 1.04, 4: 1.33}, "backward": {1: 1.0, 2: 1.06, 4: 1.22}}
 _ALONE_COST = 1.1  # of a backward block of one warp that shares its channels with others: more sums leave the block
 _ENOUGH_WARPS = 1536  # to fill a device; with fewer than half, long sequences are cut into chunks
