@@ -38,5 +38,5 @@ def slice_scan(call: ScanCall) -> tuple[Tensor, Tensor]:
 
 def _in_order_of(like: Tensor, x: Tensor) -> Tensor:
     """``x`` with its axes in memory as those of ``like``."""
-    order = sorted(range(x.ndim), key=lambda axis: -like.stride(axis))
+    order = sorted(range(x.ndim), key=like.stride().__getitem__, reverse=True)
     return x.permute(order).contiguous().permute([order.index(axis) for axis in range(x.ndim)])
