@@ -75,6 +75,7 @@ class LossSection:
     charbonnier: float = 1.0
     edge: float = 0.05
     frequency: float = 0.0
+    psnr: float = 0.0
 
 
 @dataclass(frozen=True)

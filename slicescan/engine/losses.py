@@ -38,10 +38,24 @@ def frequency(restored: Tensor, sharp: Tensor) -> Tensor:
     return torch.view_as_real(torch.fft.fft2(restored - sharp)).abs().mean()
 
 
+def psnr(restored: Tensor, sharp: Tensor, eps: float = 1e-8) -> Tensor:
+    """Negative peak signal-to-noise ratio in dB, mean over the images of a batch; ``eps`` bounds it for equal images.
+
+    Source:
+        Chen et al. 2022 (NAFNet), training loss.
+
+    Example:
+        >>> round(psnr(torch.full((1, 3, 2, 2), 0.1), torch.zeros(1, 3, 2, 2)).item(), 3)
+        -20.0
+    """
+    error = (restored - sharp).square().mean((1, 2, 3))
+    return 10 * torch.log10(error + eps).mean()
+
+
 def total(restored: Tensor, sharp: Tensor, weights: LossSection) -> Tensor:
     """Weighted sum of the terms of a recipe."""
     loss = restored.new_zeros(())
-    for term in (charbonnier, edge, frequency):
+    for term in (charbonnier, edge, frequency, psnr):
         weight = getattr(weights, term.__name__)
         if weight:
             loss = loss + weight * term(restored, sharp)

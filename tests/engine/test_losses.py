@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from slicescan.engine.config import LossSection
-from slicescan.engine.losses import charbonnier, edge, frequency, total
+from slicescan.engine.losses import charbonnier, edge, frequency, psnr, total
 
 K = (0.05, 0.25, 0.4, 0.25, 0.05)
 SIZES = [(1, 1, 4, 4), (2, 3, 7, 10)]
@@ -51,7 +51,11 @@ def plain_frequency(a, b):
     return (np.abs(difference.real).mean() + np.abs(difference.imag).mean()) / 2
 
 
-PLAIN = {charbonnier: plain_charbonnier, edge: plain_edge, frequency: plain_frequency}
+def plain_psnr(a, b):
+    return -np.mean([10 * np.log10(1 / (((x - y) ** 2).mean() + 1e-8)) for x, y in zip(a, b, strict=True)])
+
+
+PLAIN = {charbonnier: plain_charbonnier, edge: plain_edge, frequency: plain_frequency, psnr: plain_psnr}
 
 
 @pytest.mark.parametrize("shape", SIZES)
@@ -77,13 +81,22 @@ def test_equal_images_are_epsilon_apart_and_have_no_gradient(loss):
     assert gradient.abs().max() == 0
 
 
+def test_psnr_of_equal_images_is_bounded_and_has_no_gradient():
+    a, _ = pair((2, 3, 6, 6))
+    a.requires_grad_()
+    value = psnr(a, a.detach())
+    (gradient,) = torch.autograd.grad(value, a)
+    assert value.item() == pytest.approx(-80)
+    assert gradient.abs().max() == 0
+
+
 def test_total_is_the_weighted_sum():
     a, b = pair((1, 3, 8, 8))
-    weights = LossSection(charbonnier=2.0, edge=0.5, frequency=0.25)
-    expected = 2 * charbonnier(a, b) + 0.5 * edge(a, b) + 0.25 * frequency(a, b)
+    weights = LossSection(charbonnier=2.0, edge=0.5, frequency=0.25, psnr=0.125)
+    expected = 2 * charbonnier(a, b) + 0.5 * edge(a, b) + 0.25 * frequency(a, b) + 0.125 * psnr(a, b)
     torch.testing.assert_close(total(a, b, weights), expected)
 
 
 def test_a_term_without_weight_is_not_computed():
     tensor = torch.ones(1, 3, 4, 4, dtype=torch.float64)
-    assert total(tensor, tensor * torch.inf, LossSection(0.0, 0.0, 0.0)).item() == 0
+    assert total(tensor, tensor * torch.inf, LossSection(0.0, 0.0, 0.0, 0.0)).item() == 0
