@@ -2,10 +2,12 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.ops import dispatch
+from slicescan.ops.library import transformed
 from slicescan.ops.shapes import Axes
 
 
@@ -27,13 +29,12 @@ def causal_conv(
         ``(b, h, w, d)`` in the dtype of ``x``, or that of autocast.
 
     Raises:
-        ValueError: Two arguments disagree on the channels, there is no tap, or ``axis`` is neither.
+        ValueError: Two arguments disagree on the channels or the device, there is no tap, or ``axis`` is neither.
 
     Source:
         Gu and Dao 2023 (Mamba), Figure 3, the convolution before the scan.
 
     Example:
-        >>> import torch
         >>> causal_conv(torch.ones(1, 1, 4, 1), torch.ones(1, 3), axis="w").flatten()
         tensor([1., 2., 3., 3.])
     """
@@ -44,15 +45,17 @@ def causal_conv(
     axes.bind("weight", weight, "dk")
     if bias is not None:
         axes.bind("bias", bias, "d")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"causal_conv: {name} must be on {x.device} like x, got {tensor.device}")
     d, k = weight.shape
     if k == 0:
         raise ValueError(f"causal_conv: weight must be (d, k) with k of 1 or more, got {tuple(weight.shape)}")
     if 0 in x.shape:  # nothing to convolve; gradients of zero flow into every argument
         return x * weight[:, 0] if bias is None else x * weight[:, 0] + bias
-    if x.is_cuda and dispatch.requested(None) in (None, "cuda"):
-        kernels = dispatch.load("cuda").conv
-        if kernels.why_not(x, weight) is None:
-            return kernels.causal_conv(x, weight, bias, axis, silu)
+    plain = not torch.compiler.is_compiling() and transformed()
+    if not plain and dispatch.has_fast_convolution(x.device, x.dtype, k):
+        return dispatch.fast_convolution(x, weight, bias, axis, silu)
     image = x.permute(0, 3, 1, 2)  # b d h w
     if axis == "w":
         y = F.conv2d(image, weight[:, None, None, :], bias, padding=(0, k - 1), groups=d)[..., : x.shape[2]]

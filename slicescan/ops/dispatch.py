@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from slicescan.ops.backends import ALL
 from slicescan.ops.backends import reference as reference
@@ -81,6 +82,25 @@ def requested(backend: str | None) -> str | None:
 def load(name: str) -> ModuleType:
     """The module of a backend, imported when first asked for."""
     return import_module(f"slicescan.ops.backends.{name}")
+
+
+def has_fast_convolution(device: torch.device, dtype: torch.dtype, taps: int) -> bool:
+    """Whether the ``cuda`` backend runs a causal convolution; a constant for compilation."""
+    if device.type != "cuda" or requested(None) not in (None, "cuda"):
+        return False
+    x, weight = SimpleNamespace(device=device, dtype=dtype), SimpleNamespace(shape=(1, taps))
+    return load("cuda.conv").why_not(x, weight) is None
+
+
+# what torch.compiler.assume_constant_result sets; that function would load the compiler
+has_fast_convolution._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def fast_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, axis: str, silu: bool) -> Tensor:
+    """The causal convolution of the ``cuda`` backend."""
+    from slicescan.ops.backends.cuda import conv
+
+    return conv.causal_conv(x, weight, bias, axis, silu)
 
 
 def report(device: str | torch.device) -> list[BackendStatus]:

@@ -41,7 +41,7 @@ def run(*arguments: Any, backend: str | None) -> tuple[Tensor, Tensor]:
             return _plain(ScanCall(*arguments))
         return slice_scan_op(*arguments, asked, recorded)[:2]
     call = ScanCall(*arguments)
-    name = dispatch.pick(call, _for_transforms(backend) if _transformed() else backend)
+    name = dispatch.pick(call, _for_transforms(backend) if transformed() else backend)
     if name == "reference":
         return _plain(call)
     watched = torch._C._len_torch_dispatch_stack() or any([type(x) not in _ORDINARY or x.is_meta for x in tensors])
@@ -53,7 +53,7 @@ def run(*arguments: Any, backend: str | None) -> tuple[Tensor, Tensor]:
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether ``torch.func`` or forward-mode differentiation is at work, for which the operator has no rules."""
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 

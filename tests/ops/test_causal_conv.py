@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from slicescan.ops import causal_conv
+from slicescan.ops import causal_conv, dispatch
+from slicescan.ops.backends.cuda import conv
 
 
 def restated(x: Tensor, weight: Tensor, bias: Tensor | None, axis: str) -> Tensor:
@@ -72,5 +73,25 @@ def test_what_does_not_fit_is_named():
         causal_conv(x, torch.zeros(4, 1, 2), axis="h")
     with pytest.raises(ValueError, match=r"bias must be \(d,\) = \(4,\), got \(3,\)"):
         causal_conv(x, torch.zeros(4, 2), torch.zeros(3), axis="h")
+    with pytest.raises(ValueError, match="weight must be on cpu like x, got meta"):
+        causal_conv(x, torch.zeros(4, 2, device="meta"), axis="h")
     with pytest.raises(ValueError, match=r"x must be \(b, h, w, d\)"):
         causal_conv(x[0], torch.zeros(4, 2), axis="h")
+
+
+def test_a_device_with_a_kernel_of_its_own_uses_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(dispatch, "has_fast_convolution", lambda *constants: asked.append(constants) or True)
+    monkeypatch.setattr(conv, "causal_conv", lambda x, weight, bias, axis, silu: x + len(axis) + silu)
+    x, weight = torch.zeros(1, 2, 3, 4), torch.zeros(4, 3)
+    assert torch.equal(causal_conv(x, weight, axis="h", silu=True), x + 2)
+    assert asked == [(torch.device("cpu"), torch.float32, 3)]
+
+
+def test_a_plain_backend_by_name_means_plain_convolutions(monkeypatch):
+    monkeypatch.setattr(conv, "why_not", lambda x, weight: None)
+    gpu = torch.device("cuda:0"), torch.bfloat16, 4
+    assert dispatch.has_fast_convolution(*gpu)
+    assert not dispatch.has_fast_convolution(torch.device("cpu"), torch.bfloat16, 4)
+    monkeypatch.setenv("SLICESCAN_BACKEND", "torch")
+    assert not dispatch.has_fast_convolution(*gpu)
