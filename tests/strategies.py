@@ -76,11 +76,10 @@ class Scan:
             "delta_bias": bias if self.delta_softplus else 0.01 * bias.abs(),
             "initial_state": self.scale * normal(*states),
         }
-        tensors = {name: x.to(self.dtype if x.shape[:3] == maps and name != "initial_state" else wide)
-                   for name, x in tensors.items() if name not in self.without}  # fmt: skip
-        placed = {name: x.to(device) for name, x in self._laid(tensors).items()}
+        kinds = dict.fromkeys(("u", "delta", "B", "C", "z"), self.dtype)
+        tensors = {name: x.to(device, kinds.get(name, wide)) for name, x in tensors.items() if name not in self.without}
         flags = {name: getattr(self, name) for name in ("axis", "reverse", "carry", "delta_softplus")}
-        return placed | flags
+        return self._laid(tensors) | flags
 
     def _laid(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         maps = [name for name in ("u", "delta", "z", "B", "C") if name in tensors]

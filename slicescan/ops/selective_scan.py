@@ -1,10 +1,26 @@
 """Selective scan of sequences."""
 
+from typing import Literal, overload
+
+from torch import Tensor
+
 from slicescan.ops.library import run
 from slicescan.ops.shapes import Axes
 from slicescan.ops.slice_scan import prepare
 
 
+@overload
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
+    delta_bias: Tensor | None = None, *, reverse: bool = False, initial_state: Tensor | None = None,
+    return_last_state: Literal[False] = False, delta_softplus: bool = False, backend: str | None = None,
+) -> Tensor: ...  # fmt: skip
+@overload
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
+    delta_bias: Tensor | None = None, *, reverse: bool = False, initial_state: Tensor | None = None,
+    return_last_state: Literal[True], delta_softplus: bool = False, backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def selective_scan(
     u,
     delta,

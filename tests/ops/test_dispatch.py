@@ -1,5 +1,6 @@
 """Which backend runs a call, what a user reads where one cannot, and the adapter to a package that is not here."""
 
+import dataclasses
 import subprocess
 import sys
 import types
@@ -168,6 +169,9 @@ def test_mamba_ssm_says_what_it_cannot_do(monkeypatch):
     assert "initial_state" in mamba_ssm.why_not(on_a_gpu(Scan()))
     assert "float64" in mamba_ssm.why_not(on_a_gpu(bare.replace(dtype=torch.float64)))
     assert "at most 256 states" in mamba_ssm.why_not(on_a_gpu(bare.replace(n=257, d=1)))
+    long = on_a_gpu(bare)
+    maps = {name: getattr(long, name)[:, :1].expand(-1, 2**29, -1, -1) for name in ("u", "delta")}
+    assert "fewer than 2^31 elements" in mamba_ssm.why_not(dataclasses.replace(long, **maps))
     assert "empty" in mamba_ssm.why_not(on_a_gpu(bare.replace(w=0)))
 
 

@@ -10,6 +10,8 @@ from slicescan.ops.paths import roll, state_shape, unroll
 
 INSTALL = "pip install 'slicescan[mamba]', which needs a CUDA toolchain"
 MAX_STATES = 256
+MAX_CHANNELS = 2**16 - 1
+MAX_ELEMENTS = 2**31
 
 
 def why_not(call: ScanCall) -> str | None:
@@ -22,6 +24,8 @@ def why_not(call: ScanCall) -> str | None:
         return "starts from zero, so it takes no initial_state; use another backend"
     if call.A.shape[1] > MAX_STATES:
         return f"holds at most {MAX_STATES} states a channel, got {call.A.shape[1]}"
+    if call.A.shape[0] > MAX_CHANNELS or call.u.numel() >= MAX_ELEMENTS:
+        return "counts at most 65535 channels and fewer than 2^31 elements; use another backend"
     if 0 in call.u.shape:
         return "takes no empty maps; use backend='torch'"
     return _broken(call.u.device.index or 0)
