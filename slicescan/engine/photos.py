@@ -14,7 +14,13 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 """Suffixes that make a name that of an image."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
-KEPT_CHUNKS = (b"iCCP", b"eXIf", b"sRGB", b"gAMA", b"cHRM", b"pHYs")
+KEPT_CHUNKS = (b"cICP", b"iCCP", b"eXIf", b"sRGB", b"gAMA", b"cHRM", b"pHYs")
+GREY_WITH_ALPHA = 4
+KINDS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+ORIENTATION = 0x0112
+EXPOSURE, PLACE = 34665, 34853
+DESCRIBING_TAGS = (270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, EXPOSURE, PLACE)
+"""TIFF tags that tell about the photograph, not about the layout of the file."""
 
 
 class PhotoError(ValueError):
@@ -43,7 +49,8 @@ class Photo:
 def read_photo(path: str | Path) -> Photo:
     """Read a photograph, turned upright.
 
-    Palettes and CMYK become RGB; grey stays grey; 16 bits stay 16 bits and need the ``io`` extra.
+    Palettes and CMYK become RGB; grey stays grey; 16 bits stay 16 bits and need the ``io`` extra. Of a JPEG that
+    carries further pictures (MPO: previews, depth maps), the first is read.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -54,36 +61,40 @@ def read_photo(path: str | Path) -> Photo:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
-    if _is_deep_png(path):
-        return _read_deep(path)
     try:
+        if _is_deep_png(path):
+            return _read_deep(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 _check_form(path, image)
                 image.load()
-                upright = ImageOps.exif_transpose(image)
+                return _split(ImageOps.exif_transpose(image), _exif(image))
     except UnidentifiedImageError:
         raise PhotoError(f"{path}: not an image, or of a kind that is not known ({_first_bytes(path)})") from None
     except Image.DecompressionBombError as error:
         raise PhotoError(f"{path}: {error}") from None
-    except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
-        if isinstance(error, PhotoError):
-            raise
+    except PhotoError:
+        raise
+    except PermissionError as error:
+        raise PhotoError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
         raise PhotoError(f"{path}: damaged or cut short ({error})") from None
-    return _split(upright)
 
 
 def write_photo(path: str | Path, photo: Photo, pixels: np.ndarray) -> None:
     """Write ``pixels`` with all that belongs to ``photo``; the file appears under its name only when it is complete.
 
     The suffix names the format. JPEG is written at quality 95 without chroma subsampling, everything else losslessly.
+    BMP holds neither EXIF nor a colour profile.
 
     Raises:
         PhotoError: The format cannot hold the image, or the place cannot be written.
     """
     path = Path(path)
     photo = replace(photo, pixels=pixels)
+    if photo.alpha is not None and photo.alpha.shape != pixels.shape[:2]:
+        raise PhotoError(f"{path}: an image with transparency cannot change its size")
     if path.suffix.lower() not in SUFFIXES:
         raise PhotoError(f"{path}: the suffix names the format, one of {', '.join(SUFFIXES)}")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -94,8 +105,10 @@ def write_photo(path: str | Path, photo: Photo, pixels: np.ndarray) -> None:
         else:
             _save(path, temporary, photo)
         os.replace(temporary, path)
-    except OSError as error:
-        raise PhotoError(f"{path}: cannot be written ({error.strerror or error})") from None
+    except PhotoError:
+        raise
+    except (OSError, ValueError) as error:
+        raise PhotoError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
     finally:
         try:
             temporary.unlink(missing_ok=True)
@@ -104,22 +117,32 @@ def write_photo(path: str | Path, photo: Photo, pixels: np.ndarray) -> None:
 
 
 def _check_form(path: Path, image: Any) -> None:
-    if getattr(image, "n_frames", 1) > 1:
+    if image.format not in KINDS:
+        raise PhotoError(f"{path}: {image.format} files are not read, only {', '.join(KINDS)}; convert it to PNG")
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise PhotoError(f"{path}: holds {image.n_frames} pictures; restore them one by one")
     deep = image.format == "TIFF" and max(image.tag_v2.get(258, (8,))) > 8
     if deep or image.mode in ("I", "F") or image.mode.startswith("I;"):
         raise PhotoError(
             f"{path}: more than 8 bits a channel in {image.format} ({image.mode}); convert it to a 16-bit PNG"
         )
+    if image.mode in ("LAB", "HSV"):
+        raise PhotoError(f"{path}: colours are stored as {image.mode}; convert it to RGB")
 
 
-def _split(image: Any) -> Photo:
-    exif = image.getexif()
-    exif.pop(0x0112, None)
-    about: dict[str, Any] = {"exif": exif.tobytes() if len(exif) else None, "icc": image.info.get("icc_profile")}
+def _exif(image: Any) -> bytes | None:
+    tags = image.getexif()
+    for tag in list(tags):
+        if tag == ORIENTATION or (image.format == "TIFF" and tag not in DESCRIBING_TAGS):
+            del tags[tag]
+    return tags.tobytes() if len(tags) else None
+
+
+def _split(image: Any, exif: bytes | None) -> Photo:
+    about: dict[str, Any] = {"exif": exif, "icc": image.info.get("icc_profile")}
     see_through = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
     grey = image.mode in ("1", "L", "LA", "La")
-    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+    if image.mode in ("CMYK", "YCbCr"):
         about["icc"] = None  # it describes another colour space
     if not see_through:
         return Photo(np.array(image.convert("L" if grey else "RGB")), **about)
@@ -137,17 +160,28 @@ def _save(path: Path, temporary: Path, photo: Photo) -> None:
         options["exif"] = photo.exif
     if suffix in (".jpg", ".jpeg"):
         options |= {"quality": 95, "subsampling": 0} if pixels.ndim == 3 else {"quality": 95}
-        if photo.alpha is not None:
-            raise PhotoError(f"{path}: JPEG has no transparency; write a PNG instead")
     elif suffix == ".webp":
         options |= {"lossless": True, "exact": True}
     elif suffix in (".tif", ".tiff"):
-        options["compression"] = "tiff_adobe_deflate"
+        options |= {} if _has_directories(photo.exif) else {"compression": "tiff_adobe_deflate"}
     elif suffix == ".bmp":
         options = {}
     if photo.alpha is not None:
+        if suffix in (".jpg", ".jpeg", ".bmp"):
+            raise PhotoError(
+                f"{path}: {'BMP' if suffix == '.bmp' else 'JPEG'} has no transparency; write a PNG instead"
+            )
         pixels = np.dstack([pixels, photo.alpha])
     Image.fromarray(pixels).save(temporary, **options)
+
+
+def _has_directories(exif: bytes | None) -> bool:
+    """Whether EXIF has tables of its own, of the exposure or the place, which Pillow writes to plain TIFF alone."""
+    from PIL import Image
+
+    tags = Image.Exif()
+    tags.load(exif or b"")
+    return bool({EXPOSURE, PLACE} & set(tags))
 
 
 def _is_deep_png(path: Path) -> bool:
@@ -159,17 +193,47 @@ def _is_deep_png(path: Path) -> bool:
 def _read_deep(path: Path) -> Photo:
     cv2 = _opencv(path)
     data = path.read_bytes()
+    found = _chunks(data)
+    if b"acTL" in dict(found):
+        raise PhotoError(f"{path}: holds several pictures; restore them one by one")
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        chunks = tuple((kind, body) for kind, body in _chunks(data) if kind in KEPT_CHUNKS)
-    except (cv2.error, struct.error):
+    except cv2.error:
         pixels = None
-    if pixels is None or pixels.dtype != np.uint16:
+    if pixels is None or pixels.dtype != np.uint16 or found[-1][0] != b"IEND":
         raise PhotoError(f"{path}: damaged or cut short (16-bit PNG)")
-    if pixels.ndim == 2:
-        return Photo(pixels, chunks=chunks)
-    colours = np.ascontiguousarray(pixels[..., 2::-1])
-    return Photo(colours, pixels[..., 3].copy() if pixels.shape[2] == 4 else None, chunks=chunks)
+    alpha = pixels[..., 3] if pixels.ndim == 3 and pixels.shape[2] == 4 else None
+    if pixels.ndim == 2 and b"tRNS" in dict(found):  # one grey level is transparent
+        alpha = np.where(pixels == int.from_bytes(dict(found)[b"tRNS"], "big"), 0, 65535).astype(np.uint16)
+    if pixels.ndim == 3:
+        pixels = pixels[..., 0] if data[25] == GREY_WITH_ALPHA else pixels[..., 2::-1]
+    kept = {kind: body for kind, body in found if kind in KEPT_CHUNKS}
+    turn = _take_orientation(kept)
+    return Photo(_turned(pixels, turn), None if alpha is None else _turned(alpha, turn), chunks=tuple(kept.items()))
+
+
+def _take_orientation(chunks: dict[bytes, bytes]) -> int:
+    from PIL import Image
+
+    tags = Image.Exif()
+    tags.load(b"Exif\0\0" + chunks.get(b"eXIf", b""))
+    turn = tags.pop(ORIENTATION, 1)
+    if turn != 1:
+        del chunks[b"eXIf"]
+        if len(tags):
+            chunks[b"eXIf"] = tags.tobytes().removeprefix(b"Exif\0\0")
+    return turn
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels that EXIF says to show turned or mirrored, upright."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _encode_deep(path: Path, photo: Photo) -> bytes:
@@ -186,6 +250,7 @@ def _encode_deep(path: Path, photo: Photo) -> bytes:
     extra = b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in photo.chunks
+        if not (kind == b"iCCP" and photo.pixels.ndim == 2 and photo.alpha is not None)  # grey's, of what is now RGBA
     )
     return data[:33] + extra + data[33:]  # behind the signature and IHDR
 

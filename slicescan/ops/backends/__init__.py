@@ -8,4 +8,4 @@ A module says ``why_not(call) -> str | None``: None if it can run the call, else
 - ``backward(call, saved, grad_y, grad_last) -> Gradients``.
 """
 
-ALL = ("cuda", "triton", "mamba_ssm", "torch", "reference")
+ALL = ("cuda", "triton", "mamba_ssm", "cpu", "torch", "reference")
