@@ -1,4 +1,4 @@
-"""Write the generated tables of README.md: measured model sizes, and the figures stored in ``benchmarks/results``.
+"""Write the generated tables of the README and the model cards: measured sizes, and figures of ``benchmarks/results``.
 
 ``python benchmarks/tables.py`` rewrites the text between ``<!-- table: NAME -->`` and ``<!-- end of table -->``;
 ``--check`` changes nothing and fails if a table is out of date.
@@ -51,9 +51,9 @@ TABLES = {"models": models, "quality": quality}
 def rewrite(text: str) -> str:
     """``text`` with every marked table replaced by its current content."""
     for name, table in TABLES.items():
-        pattern = rf"(<!-- table: {name} -->\n).*?(\n<!-- end of table -->)"
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end of table -->)"
         if re.search(pattern, text, flags=re.DOTALL):
-            content = table()
+            content = table() + "\n"
             text = re.sub(pattern, lambda m, content=content: m[1] + content + m[2], text, flags=re.DOTALL)
     return text
 
@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="fail instead of writing when a table is out of date")
     options = parser.parse_args()
     stale = []
-    for file in (ROOT / "README.md",):
+    for file in (ROOT / "README.md", *sorted((ROOT / "slicescan" / "weights").glob("*.md"))):
         before = file.read_text(encoding="utf-8")
         after = rewrite(before)
         if after != before:
