@@ -184,15 +184,18 @@ def model_entry(model_name: str) -> ModelRecord:
     params, macs = build.costs.get(model_name, (None, None))
     return replace(
         build.record,
-        name=model_name,
-        family=build.__name__,
-        arguments=arguments,
-        scale=arguments.get("scale", build.scale),
-        size_multiple=build.size_multiple,
-        params=params,
-        macs_256=macs,
-        license=weights[0].license if weights else None,
-        weights=tuple(weights),
+        **{
+            "name": model_name,
+            "family": build.__name__,
+            "arguments": arguments,
+            "scale": arguments.get("scale", build.scale),
+            "size_multiple": build.size_multiple,
+            "params": params,
+            "macs_256": macs,
+            "license": weights[0].license if weights else None,
+            "weights": tuple(weights),
+            **build.details.get(model_name, {}),
+        },
     )
 
 
@@ -343,4 +346,31 @@ def _detect(found: Checkpoint) -> tuple[type[Restorer], Detected]:
     known = ", ".join(family.__name__ for family in FAMILIES)
     raise CheckpointError(
         f"{found.path}: these {len(found.state_dict)} weights ({keys}, …) belong to no known model ({known})"
+        f"{_nearest(found.state_dict)}"
     )
+
+
+def _nearest(state_dict: Mapping[str, Tensor]) -> str:
+    """For a damaged file: the family that has most of its names, and in which names the two differ."""
+
+    def kinds(names: Iterable[str]) -> dict[str, str]:
+        return {re.sub(r"(?<=\.)\d+(?=\.)", "*", name): name for name in reversed(list(names))}
+
+    hint, best = "", 0.5
+    for family in FAMILIES:
+        with torch.device("meta"):
+            own = kinds(family(**next(iter(family.variants.values()))).state_dict())
+        theirs = kinds(rename(state_dict, family.renames))
+        likeness = len(own.keys() & theirs.keys()) / len(own.keys() | theirs.keys())
+        if likeness > best:
+            missing = [name for kind, name in own.items() if kind not in theirs]
+            unexpected = [name for kind, name in theirs.items() if kind not in own]
+            faults = {"missing": missing, "unexpected": unexpected}
+            best, hint = (
+                likeness,
+                f"; nearest: {family.__name__}"
+                + "".join(
+                    f", {len(names)} {fault} ({', '.join(names[-3:])})" for fault, names in faults.items() if names
+                ),
+            )
+    return hint

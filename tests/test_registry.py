@@ -274,6 +274,17 @@ def test_weights_with_a_hole_are_refused_and_the_hole_is_named(tmp_path):
             use(tmp_path / "net.pth")
 
 
+def test_weights_that_lack_what_a_network_is_known_by_are_compared_with_the_nearest(tmp_path):
+    state = XYScanNet(**SMALL).state_dict()
+    del state["output.weight"]
+    torch.save({**state, "head.weight": torch.ones(1)}, tmp_path / "net.pth")
+    with pytest.raises(
+        CheckpointError,
+        match=r"nearest: XYScanNet, 1 missing \(output.weight\), 1 unexpected \(head.weight\)$",
+    ):
+        load(tmp_path / "net.pth")
+
+
 def test_a_class_from_outside_is_created_listed_and_loaded(tmp_path):
     assert register_model(Other) is Other
     assert list_models("other*") == ["other_one", "other_two"] and model_entry("other_two").arguments == {"dim": 2}

@@ -7,7 +7,7 @@ from slicescan.layers.fusion import AFF, KLFF
 from slicescan.layers.inter_scan import InterScan
 from slicescan.layers.mamba import Mamba
 from slicescan.layers.norm import BiasFreeNorm2d, LayerNorm2d, with_body
-from slicescan.layers.resample import Downsample, Upsample
+from slicescan.layers.resample import Downsample, ShuffleDownsample, ShuffleUpsample, Upsample
 from slicescan.layers.slice_scan import SliceScan2D
 from slicescan.layers.vssm import InterVSSM, IntraVSSM
 
@@ -25,6 +25,8 @@ __all__ = [
     "Mamba",
     "SS2D",
     "ScanBlock",
+    "ShuffleDownsample",
+    "ShuffleUpsample",
     "SliceScan2D",
     "Upsample",
     "with_body",

@@ -96,6 +96,7 @@ class Restorer(nn.Module):
     Attributes:
         variants: Registered names and the constructor arguments that they stand for.
         record: What all variants have in common.
+        details: Fields of the record in which a variant differs, by variant.
         costs: Parameters and multiply-adds at 256 x 256 of each variant.
         published: Files of weights that the authors offer, by variant.
         renames: Our names and the published ones, see :func:`slicescan.checkpoint.rename`.
@@ -108,15 +109,16 @@ class Restorer(nn.Module):
 
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     record: ClassVar[ModelRecord] = ModelRecord()
+    details: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     costs: ClassVar[Mapping[str, tuple[int, int]]] = {}
     published: ClassVar[Mapping[str, WeightSource]] = {}
     renames: ClassVar[Sequence[tuple[str, str]]] = ()
-    size_multiple: ClassVar[int] = 1
     offset: ClassVar[float] = 0.0
     undecayed: ClassVar[frozenset[str]] = frozenset()
     input_layers: ClassVar[Sequence[str]] = ()
     output_layers: ClassVar[Sequence[str]] = ()
 
+    size_multiple: int = 1
     scale: int = 1
     in_chans: int = 3
     arguments: dict[str, Any]

@@ -1,7 +1,5 @@
 """XYScanNet: a U-Net whose decoder scans the image slice by slice."""
 
-import math
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from slicescan.checkpoint import Shapes
 from slicescan.layers import AFF, KLFF, SS2D, Downsample, GatedDconvFFN, InterVSSM, IntraVSSM, LayerNorm2d, Upsample
 from slicescan.layers.block import FeedForwardBlock, ScanBlock
 from slicescan.layers.memory_order import channels_last
@@ -197,7 +196,7 @@ class XYScanNet(Restorer):
 
         Which of the two own scanners a slot holds leaves no trace, nor does the gate of KLFF: both are assumed.
         """
-        shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
+        shapes = Shapes(state_dict)
         block = "decoder_level1.0."
         own, foreign = block + "{}.mamba.A_log", block + "{}.A_logs"
         slots = ("intra", "inter")
@@ -205,26 +204,23 @@ class XYScanNet(Restorer):
         needed = ["patch_embed.proj.weight", "output.weight", *(m.format(s) for m, s in zip(marks, slots, strict=True))]
         if any(key not in shapes for key in needed):
             return None
-        dim, in_chans = shapes["patch_embed.proj.weight"][:2]
+        dim = shapes.size(("encoder_level1.*.body.weight", 0), ("patch_embed.proj.weight", 0), ("output.weight", 1))
+        in_chans = shapes.size(("patch_embed.proj.weight", 1), ("output.weight", 0))
         fusions = {"clff_level1.conv_n1.weight": "klff", "clff_level1.conv.0.main.0.weight": "aff"}
         scanners = ["ss2d" if mark == foreign else slot for mark, slot in zip(marks, slots, strict=True)]
         fusion = next((fusion for key, fusion in fusions.items() if key in shapes), "skip")
         arguments = {
             "dim": dim,
-            "blocks": [_count(shapes, f"encoder_level{level}") for level in (1, 2, 3)],
-            "state": shapes[marks[0].format("intra")][1],
-            "vssm_expand": _expand(
-                shapes, "decoder_level{}.0.intra.proj_out.weight", "decoder_level{}.0.inter.proj_out.weight"
-            ),
-            "ffn_expand": _expand(shapes, "encoder_level{}.0.ffn1.project_out.weight"),
+            "blocks": [shapes.count(f"encoder_level{level}") for level in (1, 2, 3)],
+            "state": shapes.size(*((f"decoder_level*.{mark}", 1) for mark in ("*.A_log", "*.A_logs"))),
+            "vssm_expand": shapes.factor("decoder_level*.int*.proj_out.weight", 1, 0),
+            "ffn_expand": shapes.factor("encoder_level*.ffn*.project_out.weight", 1, 0),
             "bias": "output.bias" in shapes,
             "norm": "layer" if "decoder_level1.0.norm1_ffn.body.bias" in shapes else "bias_free",
             "scanners": scanners,
             "fusion": fusion,
             "in_chans": in_chans,
         }
-        if shapes["output.weight"][0] != in_chans:
-            arguments["out_chans"] = shapes["output.weight"][0]
         assumed = ("scanners",) * (scanners != ["ss2d", "ss2d"]) + ("fusion_gate",) * (fusion == "klff")
         return Detected(arguments, assumed)
 
@@ -249,19 +245,3 @@ def _check(dim, blocks, norm, scanners, fusion, in_chans, out_chans) -> None:
         raise ValueError(
             f"out_chans must equal in_chans, because the result is the image plus a residual: {out_chans}, {in_chans}"
         )
-
-
-def _count(shapes: Mapping[str, tuple[int, ...]], stage: str) -> int:
-    found = [int(match[1]) for key in shapes if (match := re.match(rf"{stage}\.(\d+)\.", key))]
-    return max(found, default=-1) + 1
-
-
-def _expand(shapes: Mapping[str, tuple[int, ...]], *patterns: str) -> float:
-    """The shortest decimal number that gives every level its inner width, rounded down; 1.0 without such layers."""
-    found = [shapes[key][:2] for pattern in patterns for level in (1, 2, 3) if (key := pattern.format(level)) in shapes]
-    least = max((inner / outer for outer, inner in found), default=1.0)
-    for digits in range(8):
-        expand = math.ceil(least * 10**digits - 1e-9) / 10**digits
-        if all(int(outer * expand) == inner for outer, inner in found):
-            return expand
-    return least

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from slicescan.layers import Downsample, Upsample
+from slicescan.layers import Downsample, ShuffleDownsample, ShuffleUpsample, Upsample
 from tests.layers.agreement import noise, relative
 
 
@@ -33,3 +33,28 @@ def test_odd_sizes_are_rounded_up_and_none_vanishes(size, half):
 def test_keys_and_widths_are_the_published_ones():
     assert {k: tuple(v.shape) for k, v in Downsample(4).state_dict().items()} == {"body.1.weight": (8, 4, 3, 3)}
     assert {k: tuple(v.shape) for k, v in Upsample(4, 3).state_dict().items()} == {"body.1.weight": (3, 4, 3, 3)}
+
+
+def test_shuffling_moves_squares_of_pixels_into_neighbouring_channels_and_back():
+    down, up, x = ShuffleDownsample(4).double(), ShuffleUpsample(4).double(), noise(2, 4, 6, 8)
+    narrow = F.conv2d(x, down.body[0].weight, padding=1)
+    squares = torch.stack([narrow[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 2).flatten(1, 2)
+    assert torch.equal(down(x), squares)
+    wide, found = F.conv2d(x, up.body[0].weight, padding=1), up(x)
+    for i in (0, 1):
+        for j in (0, 1):
+            assert torch.equal(found[:, :, i::2, j::2], wide[:, 2 * i + j :: 4])
+
+
+def test_an_odd_row_and_column_count_twice():
+    layer, x = ShuffleDownsample(4).double(), noise(1, 4, 3, 5)
+    assert torch.equal(
+        layer(x), layer(torch.cat([torch.cat([x, x[..., -1:]], 3), torch.cat([x, x[..., -1:]], 3)[:, :, -1:]], 2))
+    )
+
+
+def test_shuffles_have_the_published_names_and_widths():
+    assert {k: tuple(v.shape) for k, v in ShuffleDownsample(4).state_dict().items()} == {"body.0.weight": (2, 4, 3, 3)}
+    assert {k: tuple(v.shape) for k, v in ShuffleUpsample(4).state_dict().items()} == {"body.0.weight": (8, 4, 3, 3)}
+    with pytest.raises(ValueError, match="out_dim.*multiple of 4, got 6"):
+        ShuffleDownsample(3)
