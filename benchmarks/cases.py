@@ -42,3 +42,12 @@ CPU = (
     Case("256x256x24", 1, 256, 256, 24),
     Case("512 slices of 256, 144", 2, 256, 256, 144),
 )
+
+GPU = (
+    Case("4x256x256x144", 4, 256, 256, 144),
+    Case("4x128x128x288", 4, 128, 128, 288),
+    Case("4x64x64x576", 4, 64, 64, 576),
+    Case("1x720x1280x72", 1, 720, 1280, 72),
+)
+
+LONG = tuple(Case(f"one sequence of {length}, {d}", 1, 1, length, d) for d in (72, 216) for length in (16384, 65536))
