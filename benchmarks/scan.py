@@ -1,4 +1,4 @@
-"""The table of the scan: every backend and peer that runs here, with gradients and without, time and memory, in one run.
+"""The table of the scan: every backend and peer that runs here, with and without gradients: time, memory, ratios.
 
 ``python benchmarks/scan.py [--device cuda] [--dtype bf16 fp32] [--only WORD] [--rounds 5] [--json FILE]``
 
