@@ -19,24 +19,83 @@ class ModelSection:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Patches from one step on, for training that begins with small ones."""
+
+    step: int
+    patch: int
+    batch: int
+
+
+@dataclass(frozen=True)
 class DataSection:
-    """Pictures: folders of sharp photographs, and what is cut from them.
+    """Pictures, and what is cut from them: sharp photographs that are blurred here, or pairs.
 
     Attributes:
         photos: Folder of sharp photographs to learn from, searched with its subfolders.
-        validation: Folder of photographs to measure on; empty for none.
+        validation: Folder of photographs, or of pairs, to measure on; empty for none.
         patch: Side of a training patch, in pixels.
         batch: Patches in a batch.
-        shrink: A patch is cut from a photograph shrunk by a factor between 1 and this.
-        words: Share of patches on which a word is drawn.
+        progressive: Other patches and batches, each from a step on, in the order of steps.
+        shrink: Photographs: a patch is cut from one shrunk by a factor between 1 and this.
+        words: Photographs: share of patches on which a word is drawn.
+        pairs: Data set of pairs to learn from instead of photographs, see :func:`slicescan.engine.data.find_sets`.
+        sharp: Pairs: folder of the sharp pictures, if ``pairs`` holds only the blurred ones.
+        split: Pairs: which part of the data set, where names tell.
+        variant: Pairs: which of GoPro's blurred pictures, where both are there.
+        frames: Pairs: average this odd number of video frames to one blurred picture; 0 if they are blurred already.
+        frame_gamma: Pairs: power of display under which frames are averaged; 1 for none.
+        channels: Pairs: order of the colours that the network sees.
+        flips: Pairs: mirror half of the patches left to right, and half top to bottom.
+        quarter_turns: Pairs: share of patches turned by 90 degrees.
+        short_last: Pairs: the last batch of an epoch holds what is left, instead of beginning the next epoch.
+        memory: GiB of pictures kept in memory; more are read again when they are needed.
+        measured: Pairs of ``validation`` that are measured, evenly spread; 0 for all.
     """
 
     photos: str = ""
     validation: str = ""
     patch: int = 192
     batch: int = 16
+    progressive: tuple[Stage, ...] = ()
     shrink: float = 2.0
     words: float = 0.1
+    pairs: str = ""
+    sharp: str = ""
+    split: str = "train"
+    variant: Literal["blur", "blur_gamma"] = "blur"
+    frames: int = 0
+    frame_gamma: float = 2.2
+    channels: Literal["rgb", "bgr"] = "rgb"
+    flips: bool = True
+    quarter_turns: float = 0.5
+    short_last: bool = False
+    memory: float = 4.0
+    measured: int = 50
+
+    def __post_init__(self) -> None:
+        steps = [stage.step for stage in self.progressive]
+        if steps != sorted(set(steps)) or min(steps, default=1) < 1:
+            raise ValueError(f"progressive: steps must grow from 1 on, got {steps}")
+        if self.progressive and self.short_last:
+            raise ValueError("progressive and short_last do not go together: epochs would change their length")
+
+    def size_at(self, step: int) -> tuple[int, int]:
+        """Side of the patches, and patches in the batch, of a step.
+
+        Example:
+            >>> data = DataSection(patch=128, batch=8, progressive=(Stage(10, 192, 4),))
+            >>> data.size_at(9), data.size_at(10), data.items_before(12)
+            ((128, 8), (192, 4), 88)
+        """
+        begun = [stage for stage in self.progressive if stage.step <= step]
+        return (begun[-1].patch, begun[-1].batch) if begun else (self.patch, self.batch)
+
+    def items_before(self, step: int) -> int:
+        """How many patches the steps before this one saw."""
+        stages = [Stage(0, self.patch, self.batch), *self.progressive]
+        ends = [*(stage.step for stage in self.progressive), step]
+        return sum(stage.batch * max(0, min(end, step) - stage.step) for stage, end in zip(stages, ends, strict=True))
 
 
 @dataclass(frozen=True)
@@ -191,7 +250,11 @@ def _section(kind: type, table: Mapping[str, Any], where: str) -> Any:
     ]
     if missing:
         raise ValueError(f"{where}the key {missing[0]!r} is missing")
-    return kind(**{key: _value(hints[key], value, f"{where}{key}") for key, value in table.items()})
+    values = {key: _value(hints[key], value, f"{where}{key}") for key, value in table.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from None
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -204,6 +267,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value not in arguments:
             raise ValueError(f"{where}: expected one of {', '.join(map(repr, arguments))}, got {value!r}")
         return value
+    if origin is tuple and arguments[-1] is Ellipsis:
+        if not isinstance(value, list):
+            raise ValueError(f"{where}: expected a list, got {value!r}")
+        return tuple(_value(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin is tuple:
         if not isinstance(value, list) or len(value) != len(arguments):
             raise ValueError(f"{where}: expected {len(arguments)} values, got {value!r}")
