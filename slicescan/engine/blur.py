@@ -1,7 +1,9 @@
 """Synthetic motion blur: sharp photographs in, batches of blurred and sharp patches out, on any device."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from slicescan.engine.config import BlurSection, DataSection
 from slicescan.engine.jpeg import jpeg
+from slicescan.engine.pictures import PhotoFolder
 from slicescan.engine.words import draw_word
 
 GAMMA = 2.2
@@ -21,17 +24,18 @@ MARGIN = 16
 class SyntheticMotionBlur:
     """Cut patches from photographs and expose them along the path of a shaking camera.
 
-    The camera follows a damped random walk or a straight line and turns a little; the exposure is the mean of the light
-    at ``positions`` places of the path. The sharp patch is the one at the centre of the path, so that a network has no
-    shift to learn. Noise, highlights that saturate, JPEG and 8-bit rounding follow. The same seed and step give the
-    same batch on one kind of device.
+    The camera follows a damped random walk or a straight line and turns a little, or it turns about a point of the
+    patch; the exposure is the mean of the light at ``positions`` places of the path. The sharp patch is the one at the
+    centre of the path, so that a network has no shift to learn. Noise, highlights that saturate, JPEG and 8-bit
+    rounding follow. The same seed and step give the same batch on one kind of device.
 
     Args:
-        photos: uint8 images ``(3, h, w)``, at least ``patch + 32`` pixels high and wide.
+        photos: uint8 images ``(3, h, w)``, at least ``patch + 32`` pixels high and wide, drawn as often as they have
+            pixels; or a :class:`~slicescan.engine.pictures.PhotoFolder`, each of which is drawn as often as another.
         data: Patches.
         blur: Motion and what follows it.
         seed: Draws of all batches.
-        device: Where batches are made; photographs are moved there.
+        device: Where batches are made; photographs are moved there, those of a folder when they are drawn.
 
     Raises:
         ValueError: A photograph is too small, or there is none.
@@ -54,12 +58,15 @@ class SyntheticMotionBlur:
         device: str | torch.device = "cpu",
     ):
         self.data, self.blur, self.seed, self.device = data, blur, seed, torch.device(device)
-        self.side = data.patch + 2 * MARGIN
         if not photos:
             raise ValueError("there are no photographs to blur")
+        self.photos: Sequence[Tensor] = photos
+        self.threads = ThreadPoolExecutor(min(16, os.cpu_count() or 1), "photographs")
+        if isinstance(photos, PhotoFolder):
+            return
+        side = max([data.patch, *(stage.patch for stage in data.progressive)]) + 2 * MARGIN
         for photo in photos:
-            if min(photo.shape[1:]) < self.side:
-                raise ValueError(f"a photograph of {tuple(photo.shape[1:])} is too small for crops of {self.side}")
+            _check_size("a photograph", photo, side)
         self.photos = [photo.to(self.device) for photo in photos]
         self.sizes = torch.tensor([photo.shape[1] * photo.shape[2] for photo in photos], dtype=torch.float64)
 
@@ -68,26 +75,38 @@ class SyntheticMotionBlur:
         seed = (self.seed * 1_000_003 + step) % 2**63
         draw = torch.Generator().manual_seed(seed)
         grain = torch.Generator(self.device).manual_seed(seed)
-        crops = torch.stack([self._crop(draw) for _ in range(self.data.batch)])
+        patch, count = self.data.size_at(step)
+        crops = torch.stack([self._crop(draw, patch + 2 * MARGIN, index) for index in self._indices(draw, count)])
         light = self._highlights(crops.pow(GAMMA), draw)
-        paths, angles = self._motions(draw)
+        paths, angles = self._motions(draw, patch, count)
         exposed = expose(light, paths.to(self.device), angles.to(self.device))
         blurred = exposed.clamp(0, 1).pow(1 / GAMMA)
         sharp = light.clamp(0, 1).pow(1 / GAMMA)
         blurred, sharp = (x[..., MARGIN:-MARGIN, MARGIN:-MARGIN] for x in (blurred, sharp))
         return self._record(blurred, draw, grain), to_8_bits(sharp)
 
-    def _crop(self, draw: torch.Generator) -> Tensor:
-        """One crop with its margin, turned and mirrored at random."""
-        index = int(torch.multinomial(self.sizes, 1, generator=draw))
-        photo = self.photos[index]
-        most = min(self.data.shrink, min(photo.shape[1:]) / self.side)
+    def _indices(self, draw: torch.Generator, count: int) -> Iterable[int | None]:
+        """Photographs of a batch, read side by side where they are not in memory; else None: drawn crop by crop."""
+        if not isinstance(self.photos, PhotoFolder):
+            return [None] * count
+        indices = torch.randint(len(self.photos), (count,), generator=draw).tolist()
+        list(self.threads.map(self.photos.__getitem__, set(indices)))
+        return indices
+
+    def _crop(self, draw: torch.Generator, whole: int, index: int | None) -> Tensor:
+        """One crop of side ``whole``, turned and mirrored at random."""
+        if index is None:
+            index = int(torch.multinomial(self.sizes, 1, generator=draw))
+        photo = self.photos[index].to(self.device)
+        if isinstance(self.photos, PhotoFolder):
+            _check_size(f"{self.photos.files[index]}:", photo, whole)
+        most = min(self.data.shrink, min(photo.shape[1:]) / whole)
         factor = 1 + (most - 1) * _uniform(draw).item() if _chance(0.5, draw) and most > 1 else 1.0
-        side = int(self.side * factor)
+        side = int(whole * factor)
         top, left = (int(_uniform(draw).item() * (size - side + 1)) for size in photo.shape[1:])
         crop = photo[:, top : top + side, left : left + side].float() / 255
-        if side != self.side:
-            crop = F.interpolate(crop[None], (self.side, self.side), mode="bilinear", antialias=True)[0]
+        if side != whole:
+            crop = F.interpolate(crop[None], (whole, whole), mode="bilinear", antialias=True)[0]
         turns, mirror = int(torch.randint(4, (), generator=draw)), _chance(0.5, draw)
         crop = crop.rot90(turns, (1, 2))
         crop = crop.flip(2) if mirror else crop
@@ -99,8 +118,8 @@ class SyntheticMotionBlur:
         bright = light.amax(1, keepdim=True).sub(0.7).div(0.3).clamp(0, 1)
         return light * (1 + (gains.to(light).view(-1, 1, 1, 1) - 1) * bright)
 
-    def _motions(self, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        settings, count = self.blur, self.data.batch
+    def _motions(self, draw: torch.Generator, patch: int, count: int) -> tuple[Tensor, Tensor]:
+        settings = self.blur
         paths = torch.stack([shake(settings.positions, draw) for _ in range(count)])
         direction = 2 * math.pi * _uniform(draw, count)
         line = torch.linspace(-0.5, 0.5, settings.positions)[None, :, None]
@@ -112,7 +131,13 @@ class SyntheticMotionBlur:
         turn = settings.rotation * (2 * _uniform(draw, count) - 1)
         turn = turn * (_uniform(draw, count) >= settings.uniform) * (extent / high).clamp(max=1)
         angles = turn[:, None] * torch.linspace(-1, 1, settings.positions)
-        return scaled(paths, extent), angles
+        paths = scaled(paths, extent)
+        if settings.turning:
+            chosen = _uniform(draw, count) < settings.turning
+            turned, by = turning(patch * (_uniform(draw, count, 2) - 0.5), extent, patch, settings.positions)
+            paths = torch.where(chosen.view(-1, 1, 1), turned, paths)
+            angles = torch.where(chosen.view(-1, 1), by, angles)
+        return paths, angles
 
     def _record(self, image: Tensor, draw: torch.Generator, grain: torch.Generator) -> Tensor:
         """What a camera adds: noise, sometimes JPEG, always 8 bits."""
@@ -146,6 +171,25 @@ def scaled(paths: Tensor, extent: Tensor) -> Tensor:
     return paths * (extent / size).view(-1, 1, 1)
 
 
+def turning(centres: Tensor, extent: Tensor, patch: int, positions: int) -> tuple[Tensor, Tensor]:
+    """Paths and angles of a camera that turns evenly about a point, to both sides of where it is sharp.
+
+    Args:
+        centres: The points, from the middle of the patch in pixels, ``(b, 2)`` as x and y.
+        extent: Length of the longest trace in a patch, ``(b,)``.
+        patch: Side of the patches.
+        positions: Camera positions.
+
+    Returns:
+        Paths ``(b, positions, 2)`` and angles ``(b, positions)``, for :func:`expose`.
+    """
+    radius = (centres.abs() + patch / 2).square().sum(1).sqrt()  # to the farthest corner
+    angles = (extent / radius / 2)[:, None] * torch.linspace(-1, 1, positions)
+    cos, sin = angles.cos(), angles.sin()
+    x, y = centres[:, :1], centres[:, 1:]
+    return torch.stack([x - cos * x + sin * y, y - sin * x - cos * y], -1), angles
+
+
 def expose(light: Tensor, paths: Tensor, angles: Tensor) -> Tensor:
     """Mean of the light seen from every position of a path, by bilinear interpolation; edges are repeated.
 
@@ -176,6 +220,11 @@ def expose(light: Tensor, paths: Tensor, angles: Tensor) -> Tensor:
 def to_8_bits(image: Tensor) -> Tensor:
     """Round [0, 1] to the 256 values of an 8-bit file."""
     return image.clamp(0, 1).mul(255).round().div(255)
+
+
+def _check_size(what: str, photo: Tensor, side: int) -> None:
+    if min(photo.shape[1:]) < side:
+        raise ValueError(f"{what} of {tuple(photo.shape[1:])} is too small for crops of {side}")
 
 
 def _uniform(draw: torch.Generator, *shape: int) -> Tensor:

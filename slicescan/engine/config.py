@@ -109,6 +109,7 @@ class BlurSection:
         still: Share of patches with an extent below one pixel, so that sharp photographs stay as they are.
         straight: Share of straight paths.
         uniform: Share of patches without rotation.
+        turning: Share of patches whose motion is a rotation about one of their points, and nothing else.
         noise: Largest standard deviation of the noise, in units of [0, 1].
         highlights: Share of patches whose brightest parts are made brighter than white before the exposure.
         jpeg: Share of patches compressed with a JPEG quality drawn from ``jpeg_quality``.
@@ -121,6 +122,7 @@ class BlurSection:
     still: float = 0.1
     straight: float = 0.2
     uniform: float = 0.3
+    turning: float = 0.0
     noise: float = 0.01
     highlights: float = 0.15
     jpeg: float = 0.15

@@ -1,14 +1,58 @@
 """Folders of photographs as tensors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from slicescan.engine.data.kept import Kept
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+
+
+MANY = 1000
+"""A folder of more photographs is not read at once."""
+
+
+class PhotoFolder(Sequence[Tensor]):
+    """Photographs that are read when they are needed: uint8 RGB ``(3, h, w)``.
+
+    Args:
+        files: The photographs.
+        memory: GiB of those read last that are kept.
+    """
+
+    def __init__(self, files: Sequence[Path], memory: float = 4.0):
+        self.files, self.kept = list(files), Kept(int(memory * 2**30))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> "PhotoFolder": ...
+    def __getitem__(self, index: int | slice) -> "Tensor | PhotoFolder":
+        if isinstance(index, slice):
+            return PhotoFolder(self.files[index], self.kept.most / 2**30)
+        return torch.from_numpy(self.kept.get(index, lambda: _read(self.files[index]).numpy()))
+
+
+def open_pictures(folder: str | Path, memory: float = 4.0) -> Sequence[Tensor]:
+    """The photographs below a folder: all of them, or, of more than ``MANY``, a list that reads them when needed.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no image in it.
+        ValueError: A file is not readable as an image; the message names it.
+    """
+    files = _find(Path(folder))
+    if len(files) > MANY:
+        return PhotoFolder(files, memory)
+    return [image for _, image in read_pictures(folder)]
 
 
 def read_pictures(folder: str | Path) -> list[tuple[str, Tensor]]:
@@ -19,12 +63,17 @@ def read_pictures(folder: str | Path) -> list[tuple[str, Tensor]]:
         ValueError: A file is not readable as an image; the message names it.
     """
     folder = Path(folder)
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise FileNotFoundError(f"{folder}: no images found (looked for {', '.join(SUFFIXES)})")
+    files = _find(folder)
     with ThreadPoolExecutor() as pool:
         images: Iterable[Tensor] = pool.map(_read, files)
         return [(str(file.relative_to(folder)), image) for file, image in zip(files, images, strict=True)]
+
+
+def _find(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise FileNotFoundError(f"{folder}: no images found (looked for {', '.join(SUFFIXES)})")
+    return files
 
 
 def _read(file: Path) -> Tensor:

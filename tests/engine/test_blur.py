@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from PIL import Image
 
-from slicescan.engine.blur import MARGIN, SyntheticMotionBlur, expose, scaled, shake, to_8_bits
-from slicescan.engine.config import BlurSection, DataSection
+from slicescan.engine.blur import MARGIN, SyntheticMotionBlur, expose, scaled, shake, to_8_bits, turning
+from slicescan.engine.config import BlurSection, DataSection, Stage
+from slicescan.engine.pictures import PhotoFolder
 
 DATA = DataSection(patch=24, batch=6, words=0.0)
 CLEAN = {"noise": 0.0, "highlights": 0.0, "jpeg": 0.0}
@@ -75,7 +79,7 @@ def test_a_quarter_turn_is_rot90():
 @pytest.mark.parametrize("section", [BlurSection(), BlurSection(still=1.0), BlurSection(still=0.0, straight=1.0)])
 def test_paths_are_centred_and_as_long_as_they_should_be(section):
     source = SyntheticMotionBlur([photo()], DataSection(patch=8, batch=64), section)
-    paths, angles = source._motions(torch.Generator().manual_seed(6))
+    paths, angles = source._motions(torch.Generator().manual_seed(6), 8, 64)
     extent = (paths.amax(1) - paths.amin(1)).amax(1)
     low = 0.0 if section.still else section.extent[0]
     high = 1.0 if section.still == 1 else section.extent[1]
@@ -89,7 +93,7 @@ def test_paths_are_centred_and_as_long_as_they_should_be(section):
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_the_uniform_share_does_not_turn(share):
     source = SyntheticMotionBlur([photo()], DataSection(patch=8, batch=1000), BlurSection(uniform=share, positions=3))
-    _, angles = source._motions(torch.Generator().manual_seed(7))
+    _, angles = source._motions(torch.Generator().manual_seed(7), 8, 1000)
     without = (angles == 0).all(1).double().mean().item()
     # four standard deviations of a share of 1000 draws
     assert abs(without - share) <= 4 * (share * (1 - share) / 1000) ** 0.5
@@ -97,9 +101,59 @@ def test_the_uniform_share_does_not_turn(share):
 
 def test_the_straight_share_lies_on_lines():
     section = BlurSection(straight=1.0, still=0.0)
-    paths, _ = SyntheticMotionBlur([photo()], DATA, section)._motions(torch.Generator().manual_seed(8))
+    paths, _ = SyntheticMotionBlur([photo()], DATA, section)._motions(torch.Generator().manual_seed(8), 24, 6)
     steps = paths.diff(dim=1)
     torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("t", [3, 25])
+def test_a_turn_leaves_its_centre_and_draws_its_longest_trace_in_a_corner(t):
+    draw, side = torch.Generator().manual_seed(10), 40
+    centres, extent = side * (torch.rand(20, 2, generator=draw) - 0.5), torch.linspace(1, 9, 20)
+    paths, angles = turning(centres, extent, side, t)
+    cos, sin = angles.cos()[..., None, None], angles.sin()[..., None, None]
+    rotations = torch.cat([torch.cat([cos, -sin], -1), torch.cat([sin, cos], -1)], -2)  # b t 2 2
+    corners = side / 2 * torch.tensor([(x, y) for x in (-1.0, 1.0) for y in (-1.0, 1.0)])
+    seen = torch.einsum("btij,bkj->btki", rotations, torch.cat([centres[:, None], corners.expand(20, 4, 2)], 1))
+    seen = seen + paths[:, :, None]
+    torch.testing.assert_close(seen[:, :, 0], centres[:, None].expand(20, t, 2))
+    traces = seen.diff(dim=1).norm(dim=-1).sum(1)[:, 1:].amax(1)
+    torch.testing.assert_close(traces, extent, rtol=3e-3, atol=0)  # chords are shorter than arcs
+
+
+def test_the_turning_share_only_turns():
+    section = BlurSection(turning=1.0, still=0.0, **CLEAN)
+    source = SyntheticMotionBlur([photo()], DATA, section)
+    paths, angles = source._motions(torch.Generator().manual_seed(11), 24, 6)
+    assert (angles.diff(dim=1) > 0).all()
+    assert (paths - paths.mean(1, keepdim=True)).norm(dim=-1).amax(1).gt(0).all()
+    blurred, sharp = source.batch(0)
+    assert (blurred != sharp).any()
+    assert torch.equal(sharp, SyntheticMotionBlur([photo()], DATA, BlurSection(**CLEAN)).batch(0)[1])
+
+
+def test_patches_grow_by_schedule():
+    data = replace(DATA, progressive=(Stage(1, 32, 2), Stage(2, 40, 1)))
+    source = SyntheticMotionBlur([photo()], data, BlurSection(positions=3))
+    assert [tuple(source.batch(step)[1].shape) for step in range(3)] == [(6, 3, 24, 24), (2, 3, 32, 32), (1, 3, 40, 40)]
+    with pytest.raises(ValueError, match=r"\(90, 101\) is too small for crops of 92"):
+        SyntheticMotionBlur([photo()], replace(DATA, progressive=(Stage(1, 60, 2),)), BlurSection())
+
+
+def test_photographs_of_a_large_folder_are_read_when_they_are_drawn(tmp_path):
+    for index in range(3):
+        Image.fromarray(photo(60 + index, 70, index).permute(1, 2, 0).numpy()).save(tmp_path / f"{index}.png")
+    files = sorted(tmp_path.iterdir())
+    batches = []
+    for memory in (1.0, 0.0):
+        source = SyntheticMotionBlur(PhotoFolder(files, memory), DATA, BlurSection(positions=3), seed=3)
+        assert len(source.photos.kept) == 0
+        batches.append(source.batch(4))
+    assert same(*batches)
+    Image.new("RGB", (99, 20)).save(tmp_path / "9.png")
+    small = SyntheticMotionBlur(PhotoFolder([tmp_path / "9.png"]), DATA, BlurSection())
+    with pytest.raises(ValueError, match=r"9\.png: of \(20, 99\) is too small for crops of 56"):
+        small.batch(0)
 
 
 def test_blur_shifts_nothing():
