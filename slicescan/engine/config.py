@@ -131,12 +131,29 @@ class BlurSection:
 
 @dataclass(frozen=True)
 class LossSection:
-    """Weights of the terms of the loss, see :mod:`slicescan.engine.losses`."""
+    """Weights of the terms of the loss, see :mod:`slicescan.engine.losses`.
+
+    Attributes:
+        charbonnier: Of the smooth L1 distance.
+        edge: Of the distance of Laplacian details.
+        frequency: Of the L1 distance of Fourier transforms.
+        psnr: Of the negative PSNR.
+        contrast: Of the contrastive term in VGG-19's features; left out, with a line that says so, without its weights.
+        vgg: File with the weights of VGG-19; empty for torchvision's cache.
+        every_output: Compare every output of a network of several scales, not only the finest.
+    """
 
     charbonnier: float = 1.0
     edge: float = 0.05
     frequency: float = 0.0
     psnr: float = 0.0
+    contrast: float = 0.0
+    vgg: str = ""
+    every_output: bool = False
+
+    def __post_init__(self) -> None:
+        if self.contrast and self.every_output:
+            raise ValueError("contrast and every_output do not go together: the contrastive term has one scale")
 
 
 @dataclass(frozen=True)

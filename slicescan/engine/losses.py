@@ -1,5 +1,6 @@
 """Losses between a restored and a sharp image, both ``(b, c, h, w)`` in [0, 1]."""
 
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -52,13 +53,46 @@ def psnr(restored: Tensor, sharp: Tensor, eps: float = 1e-8) -> Tensor:
     return 10 * torch.log10(error + eps).mean()
 
 
-def total(restored: Tensor, sharp: Tensor, weights: LossSection) -> Tensor:
-    """Weighted sum of the terms of a recipe."""
+def total(
+    restored: Tensor,
+    sharp: Tensor,
+    weights: LossSection,
+    *,
+    blurred: Tensor | None = None,
+    contrast: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Weighted sum of the terms of a recipe.
+
+    Args:
+        restored: ``(b, c, h, w)``, what the network made.
+        sharp: Its target.
+        weights: Weights of the terms; one without weight is not computed.
+        blurred: What the network saw, for the contrastive term.
+        contrast: That term, see :class:`slicescan.engine.contrast.Contrast`; None leaves it out.
+    """
     loss = restored.new_zeros(())
+    if weights.contrast and contrast is not None:
+        assert blurred is not None
+        loss = loss + weights.contrast * contrast(restored, sharp, blurred)
     for term in (charbonnier, edge, frequency, psnr):
         weight = getattr(weights, term.__name__)
         if weight:
             loss = loss + weight * term(restored, sharp)
+    return loss
+
+
+def total_of_scales(outputs: Sequence[Tensor], sharp: Tensor, weights: LossSection) -> Tensor:
+    """Sum of :func:`total` over outputs of several sizes, each against the sharp image shrunk to its size.
+
+    Source:
+        Cho et al. 2021 (MIMO-UNet), Eq. 7 and 9: bilinear halves of the sharp image.
+    """
+    loss = sharp.new_zeros(())
+    for output in outputs:
+        target = sharp
+        if output.shape[2:] != sharp.shape[2:]:
+            target = F.interpolate(sharp, output.shape[2:], mode="bilinear", align_corners=False)
+        loss = loss + total(output, target, weights)
     return loss
 
 

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy import fft, ndimage
 
 from slicescan.engine.config import LossSection
-from slicescan.engine.losses import charbonnier, edge, frequency, psnr, total
+from slicescan.engine.losses import charbonnier, edge, frequency, psnr, total, total_of_scales
 
 K = (0.05, 0.25, 0.4, 0.25, 0.05)
 SIZES = [(1, 1, 4, 4), (2, 3, 7, 10)]
@@ -65,6 +66,28 @@ def test_value_is_that_of_the_formula(loss, shape):
     assert loss(a, b).item() == pytest.approx(PLAIN[loss](a.numpy(), b.numpy()), rel=1e-12)
 
 
+def test_edge_is_that_of_another_filter():
+    """The Laplacian by scipy's separable correlation: the kernel is symmetric, edges are repeated."""
+    a, b = (image.numpy() for image in pair((2, 3, 9, 12)))
+
+    def blurred(x):
+        return ndimage.correlate1d(ndimage.correlate1d(x, K, axis=2, mode="nearest"), K, axis=3, mode="nearest")
+
+    details = []
+    for image in (a, b):
+        kept = np.zeros_like(image)
+        kept[..., ::2, ::2] = 4 * blurred(image)[..., ::2, ::2]
+        details.append(image - blurred(kept))
+    assert edge(*map(torch.from_numpy, (a, b))).item() == pytest.approx(plain_charbonnier(*details), rel=1e-12)
+
+
+def test_frequency_is_that_of_another_transform():
+    a, b = (image.numpy() for image in pair((2, 3, 9, 12)))
+    difference = fft.fft2(a) - fft.fft2(b)
+    expected = np.mean([np.abs(difference.real), np.abs(difference.imag)])
+    assert frequency(*map(torch.from_numpy, (a, b))).item() == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("loss", PLAIN, ids=lambda loss: loss.__name__)
 def test_gradient_is_the_slope_of_the_value(loss):
     a, b = pair((1, 2, 5, 6))
@@ -100,3 +123,25 @@ def test_total_is_the_weighted_sum():
 def test_a_term_without_weight_is_not_computed():
     tensor = torch.ones(1, 3, 4, 4, dtype=torch.float64)
     assert total(tensor, tensor * torch.inf, LossSection(0.0, 0.0, 0.0, 0.0)).item() == 0
+
+
+def test_the_contrastive_term_gets_what_the_network_saw():
+    a, b = pair((1, 3, 8, 8))
+    blurred, weights = a + b, LossSection(charbonnier=0.0, edge=0.0, contrast=0.5)
+    found = total(a, b, weights, blurred=blurred, contrast=lambda r, s, i: (r + 2 * s + 4 * i).sum())
+    torch.testing.assert_close(found, 0.5 * (a + 2 * b + 4 * blurred).sum())
+    assert total(a, b, weights).item() == 0  # without the term's weights it is off
+
+
+def test_every_scale_is_compared_with_the_mean_of_its_pixels():
+    a, b = pair((2, 3, 8, 12))
+    weights = LossSection(charbonnier=1.0, edge=0.0, frequency=0.1)
+
+    def halved(x):
+        return (x[..., ::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, ::2] + x[..., 1::2, 1::2]) / 4
+
+    outputs = [a, halved(a) ** 2, halved(halved(a)) ** 3]
+    # a quarter by bilinear interpolation without antialiasing: the mean of the four pixels in the middle of each cell
+    quarter = (b[..., 1::4, 1::4] + b[..., 1::4, 2::4] + b[..., 2::4, 1::4] + b[..., 2::4, 2::4]) / 4
+    expected = sum(total(x, y, weights) for x, y in zip(outputs, [b, halved(b), quarter], strict=True))
+    torch.testing.assert_close(total_of_scales(outputs, b, weights), expected)
