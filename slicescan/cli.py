@@ -71,6 +71,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--max-seconds", type=float, help="stop after this time; the same command goes on")
     train.set_defaults(run=_train)
 
+    data = commands.add_parser("data", help="look at data sets").add_subparsers(metavar="WHAT", required=True)
+    check = data.add_parser("check", help="layout, pairs, sizes and the first mismatch of a data set")
+    check.add_argument("path", help="folder, or LMDB store")
+    check.add_argument("--sharp", metavar="FOLDER", help="the sharp pictures, if they lie elsewhere")
+    check.add_argument("--json", action="store_true", help="one JSON object a set, and a last one")
+    check.set_defaults(run=_check)
+
     commands.add_parser("doctor", help="what this machine can run, and what is missing").set_defaults(run=_doctor)
     return top
 
@@ -232,6 +239,21 @@ def _train(options: argparse.Namespace) -> int:
     )
     print(f"averaged weights: {written}")
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from slicescan.engine.data.check import check, report
+
+    found = check(options.path, options.sharp)
+    bad = [line for one in found for line in one.mismatches]
+    if options.json:
+        for one in found:
+            print(json.dumps(vars(one)))
+        total = sum(one.pairs for one in found)
+        print(json.dumps({"pairs": total, "mismatches": len(bad), "first": bad[0] if bad else None}))
+    else:
+        print(report(found))
+    return int(bool(bad))
 
 
 def _doctor(options: argparse.Namespace) -> int:

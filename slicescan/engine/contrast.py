@@ -59,7 +59,7 @@ class Contrast(nn.Module):
 
     @classmethod
     def open(cls, path: str | Path = "") -> Self:
-        """Read the weights from a file, by default from torchvision's cache, ``checkpoints`` of ``torch.hub.get_dir()``.
+        """Read weights from a file, by default from torchvision's cache, ``checkpoints`` of ``torch.hub.get_dir()``.
 
         Nothing is downloaded, and torchvision need not be there.
 

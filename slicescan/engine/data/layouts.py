@@ -271,16 +271,22 @@ def _listed(root: Path, entries: Sequence[Entry], lists: Sequence[Path]) -> list
 
 
 def _describe(blurred: Sequence[Entry], sharp: Sequence[Entry]) -> str:
-    parts, words = blurred[0].parts, f"{blurred[0].side_word} and {sharp[0].side_word}"
+    parts = blurred[0].parts
+    ours, theirs = ("|".join(sorted({_side_name(entry) for entry in side})) for side in (blurred, sharp))
     sides = [index for index, part in enumerate(parts[:-1]) if _meaning(part)[1]]
     sequence = [index for index, part in enumerate(parts) if GOPRO.match(part)]
     store = "" if isinstance(blurred[0].picture, File) else "LMDB stores, "
     if sequence and sequence[0] == len(parts) - 1:
-        return f"{store}GoPro flat ({words})"
+        return f"{store}GoPro flat ({ours} and {theirs})"
     if sequence and sides and sequence[0] < sides[-1]:
-        return f"GoPro's archive (SEQUENCE/{blurred[0].side_word}/FRAME)"
+        return f"GoPro's archive (SEQUENCE/{ours}/FRAME and SEQUENCE/{theirs}/FRAME)"
     if sequence and sides:
-        return f"{store}GoPro grouped ({blurred[0].side_word}/SEQUENCE/FRAME)"
+        return f"{store}GoPro grouped ({ours}/SEQUENCE/FRAME and {theirs}/SEQUENCE/FRAME)"
     if re.search(r"(?i)scene\d+", "/".join(parts)) and "gt" in sharp[-1].parts[-1].lower():
-        return f"RealBlur ({words})"
-    return f"{store}paired by {words}"
+        return f"RealBlur ({ours} and {theirs})"
+    return f"{store}paired by {ours} and {theirs}"
+
+
+def _side_name(entry: Entry) -> str:
+    """The folder that tells a picture's side, as it is spelt; the word in its name if none does."""
+    return next((part for part in reversed(entry.parts[:-1]) if _meaning(part)[1]), entry.side_word)

@@ -19,7 +19,7 @@ FOUND = {
     sets.gopro_crops: ("GoPro flat", {"train": 3}),
     sets.gopro_stores: ("LMDB stores, GoPro flat", {"test": 1, "train": 2}),
     sets.hide_archive: ("HIDE's archive", {"test": 2, "train": 1}),
-    sets.hide_flat: ("paired by a and b", {"test": 3}),
+    sets.hide_flat: ("paired by testA and testB", {"test": 3}),
     sets.realblur_archive: ("RealBlur's archive", {"test": 2, "train": 4}),
     sets.realblur_scenes: ("RealBlur", {"all": 2}),
     sets.realblur_repack: ("RealBlur", {"test": 1, "train": 2}),
