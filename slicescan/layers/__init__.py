@@ -5,9 +5,12 @@ from slicescan.layers.cross_scan import SS2D
 from slicescan.layers.feedforward import GatedDconvFFN
 from slicescan.layers.fusion import AFF, KLFF
 from slicescan.layers.inter_scan import InterScan
+from slicescan.layers.local_mean import LocalMean2d
 from slicescan.layers.mamba import Mamba
+from slicescan.layers.naf import NAFBlock, SimpleChannelAttention
 from slicescan.layers.norm import BiasFreeNorm2d, LayerNorm2d, with_body
 from slicescan.layers.resample import Downsample, ShuffleDownsample, ShuffleUpsample, Upsample
+from slicescan.layers.simple_gate import SimpleGate
 from slicescan.layers.slice_scan import SliceScan2D
 from slicescan.layers.vssm import InterVSSM, IntraVSSM
 
@@ -22,11 +25,15 @@ __all__ = [
     "IntraVSSM",
     "KLFF",
     "LayerNorm2d",
+    "LocalMean2d",
     "Mamba",
+    "NAFBlock",
     "SS2D",
     "ScanBlock",
     "ShuffleDownsample",
     "ShuffleUpsample",
+    "SimpleChannelAttention",
+    "SimpleGate",
     "SliceScan2D",
     "Upsample",
     "with_body",

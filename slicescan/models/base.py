@@ -252,11 +252,11 @@ class Restorer(nn.Module):
 
     # Helpers of subclasses
 
-    def run_blocks(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
+    def run_blocks(self, blocks: nn.Module, x: Tensor) -> Tensor:
         """Run a stage; with gradient checkpointing, keep only what passes from block to block."""
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
             return blocks(x)
-        for block in blocks:
+        for block in blocks.children():
             x = checkpoint(block, x, use_reentrant=False)
         return x
 

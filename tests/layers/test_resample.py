@@ -48,9 +48,8 @@ def test_shuffling_moves_squares_of_pixels_into_neighbouring_channels_and_back()
 
 def test_an_odd_row_and_column_count_twice():
     layer, x = ShuffleDownsample(4).double(), noise(1, 4, 3, 5)
-    assert torch.equal(
-        layer(x), layer(torch.cat([torch.cat([x, x[..., -1:]], 3), torch.cat([x, x[..., -1:]], 3)[:, :, -1:]], 2))
-    )
+    even = x[:, :, [0, 1, 2, 2]][..., [0, 1, 2, 3, 4, 4]]
+    assert torch.equal(layer(x), layer(even))
 
 
 def test_shuffles_have_the_published_names_and_widths():

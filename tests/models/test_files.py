@@ -1,0 +1,91 @@
+"""Files without a description: architecture and arguments come from names and shapes, damage is named."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slicescan import load
+from slicescan.checkpoint import CheckpointError, write_checkpoint
+from slicescan.models.base import Restorer
+from slicescan.models.nafnet import NAFNet
+from tests.models.weights import far_from_default
+
+few = st.integers(1, 3)
+
+
+@st.composite
+def nafnets(draw: st.DrawFn) -> NAFNet:
+    levels = draw(st.integers(1, 3))
+    stages = st.lists(few, min_size=levels, max_size=levels)
+    return NAFNet(
+        draw(st.integers(1, 5)),
+        enc_blocks=draw(stages),
+        middle_blocks=draw(few),
+        dec_blocks=draw(stages),
+        tlc=draw(st.booleans()),
+        tlc_crop=draw(st.sampled_from([4, 256])),
+        in_chans=draw(st.sampled_from([1, 3])),
+    )
+
+
+NETWORKS = {"NAFNet": nafnets()}
+OPEN = {"NAFNet": {"tlc", "tlc_crop"}}
+"""Arguments that leave no trace in the weights."""
+
+every_family = pytest.mark.parametrize("family", NETWORKS)
+some = settings(deadline=None, derandomize=True, max_examples=8)
+
+
+def filled(model: Restorer) -> Restorer:
+    model.load_state_dict(far_from_default(model, seed=0))
+    return model.eval()
+
+
+@every_family
+@some
+@given(data=st.data())
+@torch.no_grad()
+def test_names_and_shapes_rebuild_a_network_bit_by_bit(family, data):
+    model = filled(data.draw(NETWORKS[family]))
+    chosen = {name: model.arguments[name] for name in OPEN[family]}
+    x = torch.rand(1, model.in_chans, 9, 6, generator=torch.Generator().manual_seed(0))
+    expected = model(x)
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix in (".safetensors", ".pth"):
+            write_checkpoint(Path(folder) / f"bare{suffix}", model, published=True)
+            write_checkpoint(Path(folder) / f"own{suffix}", model)
+        model.save_pretrained(Path(folder) / "hub")
+        for name in ("bare.safetensors", "bare.pth", "own.safetensors", "own.pth", "hub"):
+            found = load(Path(folder) / name, **(chosen if name.startswith("bare") else {}))
+            assert type(found) is type(model) and found.arguments == model.arguments, name
+            assert torch.equal(found(x), expected), name
+
+
+@every_family
+@settings(some, max_examples=40)
+@given(data=st.data())
+def test_damage_is_named(family, data):
+    """One weight that is gone, of another shape, or too many, wherever it is."""
+    model = data.draw(NETWORKS[family])
+    state = dict(model.state_dict())
+    key = data.draw(st.sampled_from(sorted(state)))
+    fault = data.draw(st.sampled_from(["missing", "unexpected", "of another shape", "of another rank"]))
+    named = key
+    if fault == "missing":
+        del state[key]
+    elif fault == "unexpected":
+        named = f"{key}_too_many"
+        state[named] = torch.ones(1)
+    elif fault == "of another shape":
+        state[key] = torch.zeros(*state[key].shape[:-1], state[key].shape[-1] + 1)
+    else:
+        state[key] = torch.zeros(1, *state[key].shape)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(state, Path(folder) / "net.pth")
+        with pytest.raises(CheckpointError) as caught:
+            load(Path(folder) / "net.pth")
+    assert named in str(caught.value) and "net.pth" in str(caught.value) and "\n" not in str(caught.value)
