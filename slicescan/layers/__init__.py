@@ -1,5 +1,6 @@
 """Layers for image restoration: one idea a file, ``nn.Module``s on ``(b, c, h, w)`` maps of any size."""
 
+from slicescan.layers.attention import MDTA
 from slicescan.layers.block import FeedForwardBlock, ScanBlock
 from slicescan.layers.cross_scan import SS2D
 from slicescan.layers.feedforward import GatedDconvFFN
@@ -26,6 +27,7 @@ __all__ = [
     "KLFF",
     "LayerNorm2d",
     "LocalMean2d",
+    "MDTA",
     "Mamba",
     "NAFBlock",
     "SS2D",

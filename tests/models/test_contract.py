@@ -21,6 +21,7 @@ from tests.models.weights import error, far_from_default
 REDUCED = {
     "XYScanNet": {"dim": 8, "blocks": (1, 1, 1), "state": 4},
     "NAFNet": {"width": 8, "enc_blocks": (1, 2), "middle_blocks": 1, "dec_blocks": (1, 1)},
+    "Restormer": {"dim": 8, "blocks": (1, 1, 1, 1), "refinement": 1, "heads": (1, 2, 2, 4)},
 }
 """Arguments that make a small model of each family; a new family adds its own here."""
 
@@ -248,6 +249,7 @@ CAPABILITIES = {
 COVERING = {
     "XYScanNet": [{}, {"scanners": ("ss2d", "inter"), "fusion": "aff"}],
     "NAFNet": [{}, {"tlc": True, "tlc_crop": 4}],
+    "Restormer": [{}, {"norm": "bias_free"}],
 }
 """Arguments which together use every part of a family; tracing takes long, so only these are traced."""
 

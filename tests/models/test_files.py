@@ -12,6 +12,7 @@ from slicescan import load
 from slicescan.checkpoint import CheckpointError, write_checkpoint
 from slicescan.models.base import Restorer
 from slicescan.models.nafnet import NAFNet
+from slicescan.models.restormer import Restormer
 from tests.models.weights import far_from_default
 
 few = st.integers(1, 3)
@@ -32,12 +33,31 @@ def nafnets(draw: st.DrawFn) -> NAFNet:
     )
 
 
-NETWORKS = {"NAFNet": nafnets()}
-OPEN = {"NAFNet": {"tlc", "tlc_crop"}}
+@st.composite
+def restormers(draw: st.DrawFn) -> Restormer:
+    return Restormer(
+        2 * draw(st.integers(1, 3)),
+        blocks=draw(st.lists(st.integers(1, 2), min_size=4, max_size=4)),
+        refinement=draw(few),
+        heads=[draw(st.sampled_from([1, 2])) for _ in range(3)] + [draw(st.sampled_from([1, 4]))],
+        ffn_expand=draw(st.sampled_from([1.0, 2.66])),
+        bias=draw(st.booleans()),
+        norm=draw(st.sampled_from(["layer", "bias_free"])),
+        in_chans=draw(st.sampled_from([1, 3])),
+    )
+
+
+NETWORKS = {"NAFNet": nafnets(), "Restormer": restormers()}
+OPEN = {"NAFNet": {"tlc", "tlc_crop"}, "Restormer": set()}
 """Arguments that leave no trace in the weights."""
 
 every_family = pytest.mark.parametrize("family", NETWORKS)
-some = settings(deadline=None, derandomize=True, max_examples=8)
+some = settings(deadline=None, derandomize=True, max_examples=6)
+
+
+def same(found: dict, expected: dict) -> bool:
+    """Whether arguments agree; of widths given as factors, any number that makes the same layers will do."""
+    return all(found[name] == value for name, value in expected.items() if not name.endswith("expand"))
 
 
 def filled(model: Restorer) -> Restorer:
@@ -61,12 +81,12 @@ def test_names_and_shapes_rebuild_a_network_bit_by_bit(family, data):
         model.save_pretrained(Path(folder) / "hub")
         for name in ("bare.safetensors", "bare.pth", "own.safetensors", "own.pth", "hub"):
             found = load(Path(folder) / name, **(chosen if name.startswith("bare") else {}))
-            assert type(found) is type(model) and found.arguments == model.arguments, name
+            assert type(found) is type(model) and same(found.arguments, model.arguments), name
             assert torch.equal(found(x), expected), name
 
 
 @every_family
-@settings(some, max_examples=40)
+@settings(some, max_examples=25)
 @given(data=st.data())
 def test_damage_is_named(family, data):
     """One weight that is gone, of another shape, or too many, wherever it is."""
