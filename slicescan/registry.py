@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from slicescan.checkpoint import Checkpoint, CheckpointError, load_weights, read_checkpoint, rename
 from slicescan.models.base import Detected, ModelRecord, Restorer, WeightSource
+from slicescan.models.mimo_unet import MIMOUNet
 from slicescan.models.nafnet import NAFNet
 from slicescan.models.restormer import Restormer
 from slicescan.models.xyscannet import XYScanNet
 
-FAMILIES: tuple[type[Restorer], ...] = (XYScanNet, NAFNet, Restormer)
+FAMILIES: tuple[type[Restorer], ...] = (XYScanNet, NAFNet, Restormer, MIMOUNet)
 """Classes of this package; the names of their models are data, in ``variants``."""
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -333,7 +334,8 @@ def _grey(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
             if key.rpartition(".")[0] in model.output_layers:
                 state[key] = state[key].mean(0, keepdim=True)
             elif key in {f"{layer}.weight" for layer in model.input_layers}:
-                state[key] = state[key].sum(1, keepdim=True)
+                colours = state[key].shape[1] - model.get_parameter(key).shape[1] + 1  # the rest are features
+                state[key] = torch.cat([state[key][:, :colours].sum(1, keepdim=True), state[key][:, colours:]], 1)
     return state
 
 

@@ -22,6 +22,7 @@ REDUCED = {
     "XYScanNet": {"dim": 8, "blocks": (1, 1, 1), "state": 4},
     "NAFNet": {"width": 8, "enc_blocks": (1, 2), "middle_blocks": 1, "dec_blocks": (1, 1)},
     "Restormer": {"dim": 8, "blocks": (1, 1, 1, 1), "refinement": 1, "heads": (1, 2, 2, 4)},
+    "MIMOUNet": {"dim": 8, "num_res": 1},
 }
 """Arguments that make a small model of each family; a new family adds its own here."""
 
@@ -250,6 +251,7 @@ COVERING = {
     "XYScanNet": [{}, {"scanners": ("ss2d", "inter"), "fusion": "aff"}],
     "NAFNet": [{}, {"tlc": True, "tlc_crop": 4}],
     "Restormer": [{}, {"norm": "bias_free"}],
+    "MIMOUNet": [{}],
 }
 """Arguments which together use every part of a family; tracing takes long, so only these are traced."""
 

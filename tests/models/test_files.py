@@ -8,12 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slicescan import load
+from slicescan import create_model, load
 from slicescan.checkpoint import CheckpointError, write_checkpoint
 from slicescan.models.base import Restorer
+from slicescan.models.mimo_unet import MIMOUNet
 from slicescan.models.nafnet import NAFNet
 from slicescan.models.restormer import Restormer
-from tests.models.weights import far_from_default
+from tests.models.weights import error, far_from_default
 
 few = st.integers(1, 3)
 
@@ -47,8 +48,18 @@ def restormers(draw: st.DrawFn) -> Restormer:
     )
 
 
-NETWORKS = {"NAFNet": nafnets(), "Restormer": restormers()}
-OPEN = {"NAFNet": {"tlc", "tlc_crop"}, "Restormer": set()}
+@st.composite
+def mimo_unets(draw: st.DrawFn) -> MIMOUNet:
+    return MIMOUNet(
+        draw(st.integers(2, 5)),
+        num_res=draw(few),
+        dropout=draw(st.sampled_from([0.0, 0.1])),
+        in_chans=draw(st.sampled_from([1, 3])),
+    )
+
+
+NETWORKS = {"NAFNet": nafnets(), "Restormer": restormers(), "MIMOUNet": mimo_unets()}
+OPEN = {"NAFNet": {"tlc", "tlc_crop"}, "Restormer": set(), "MIMOUNet": {"dropout"}}
 """Arguments that leave no trace in the weights."""
 
 every_family = pytest.mark.parametrize("family", NETWORKS)
@@ -109,3 +120,20 @@ def test_damage_is_named(family, data):
         with pytest.raises(CheckpointError) as caught:
             load(Path(folder) / "net.pth")
     assert named in str(caught.value) and "net.pth" in str(caught.value) and "\n" not in str(caught.value)
+
+
+GREY = {
+    "nafnet_w32": {"width": 8, "enc_blocks": (1, 1), "middle_blocks": 1, "dec_blocks": (1, 1)},
+    "restormer": {"dim": 8, "blocks": (1, 1, 1, 1), "refinement": 1},
+    "mimo_unet": {"dim": 8, "num_res": 1},
+}
+
+
+@pytest.mark.parametrize("name", GREY)
+@torch.no_grad()
+def test_colour_weights_become_those_of_the_same_network_on_grey_images(name):
+    colour = filled(create_model(name, **GREY[name])).double()
+    config = {"state_dict": colour.state_dict()}
+    grey = create_model(name, pretrained=True, pretrained_cfg=config, in_chans=1, **GREY[name]).eval()
+    x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert error(grey(x), colour(x.double().expand(1, 3, 8, 8)).mean(1, keepdim=True)) < 1e-5

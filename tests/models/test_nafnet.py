@@ -130,8 +130,8 @@ def test_a_published_file_loads_strictly_by_name_and_by_detection(tmp_path, capl
     named = create_model("nafnet_w32", **reduced, tlc=True, checkpoint_path=tmp_path / "NAFNet.pth")
     found = load(tmp_path / "NAFNet.pth", tlc=True)
     assert found.arguments == named.arguments
-    for key, value in found.state_dict().items():
-        assert torch.equal(value, weights[f"module.{key}"]) and torch.equal(named.state_dict()[key], value)
+    for state in (found.state_dict(), named.state_dict()):
+        assert all(torch.equal(value, weights[f"module.{key}"]) for key, value in state.items())
     assert not caplog.records
     assert load(tmp_path / "NAFNet.pth").arguments["tlc"] is False
     assert "NAFNet; the file leaves open tlc: default taken" in caplog.text

@@ -95,8 +95,8 @@ def test_a_published_file_loads_strictly_by_name_and_by_detection(tmp_path, capl
     named = create_model("restormer", **reduced, checkpoint_path=tmp_path / "motion_deblurring.pth")
     found = load(tmp_path / "motion_deblurring.pth")
     assert found.arguments == named.arguments and found.architecture == "restormer" and not caplog.records
-    for key, value in weights.items():
-        assert torch.equal(found.state_dict()[key], value) and torch.equal(named.state_dict()[key], value)
+    for state in (found.state_dict(), named.state_dict()):
+        assert all(torch.equal(state[key], value) for key, value in weights.items())
 
 
 @pytest.mark.parametrize(
