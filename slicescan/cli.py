@@ -64,8 +64,10 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a network by a recipe, or go on with a stopped run")
     train.add_argument("recipe", help="a TOML file, or the name of a recipe in the package, such as xyscannet_tiny")
     train.add_argument("--out", required=True, metavar="FOLDER", help="folder of the run")
-    train.add_argument("--photos", metavar="FOLDER", help="sharp photographs to learn from")
-    train.add_argument("--validation", metavar="FOLDER", help="photographs to measure on")
+    train.add_argument("--photos", metavar="FOLDER", help="sharp photographs to blur and learn from")
+    train.add_argument("--pairs", metavar="FOLDER", help="blurred and sharp pairs to learn from, such as GoPro")
+    train.add_argument("--validation", metavar="FOLDER", help="photographs, or pairs with --pairs, to measure on")
+    train.add_argument("--weights", metavar="FILE", help="weights to start from")
     train.add_argument("--device", help="cpu, cuda, cuda:1, ...")
     train.add_argument("--iterations", type=int, help="length of the run")
     train.add_argument("--max-seconds", type=float, help="stop after this time; the same command goes on")
@@ -232,6 +234,8 @@ def _train(options: argparse.Namespace) -> int:
         find_recipe(options.recipe),
         out=options.out,
         photos=options.photos,
+        pairs=options.pairs,
+        weights=options.weights,
         validation=options.validation,
         device=options.device,
         iterations=options.iterations,

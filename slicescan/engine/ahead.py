@@ -3,16 +3,25 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from slicescan.engine.blur import SyntheticMotionBlur
-
 Batch = tuple[Tensor, Tensor]
 
 
-def ahead(source: SyntheticMotionBlur, first: int, last: int) -> Iterator[Batch]:
+class Source(Protocol):
+    """What makes batches: each depends on nothing but the source's settings and the number of the step."""
+
+    device: torch.device
+
+    def batch(self, step: int) -> Batch:
+        """Blurred and sharp, ``(b, 3, h, w)`` each, float32 in [0, 1]."""
+        ...
+
+
+def ahead(source: Source, first: int, last: int) -> Iterator[Batch]:
     """Batches ``first`` to ``last - 1`` in order, each made by a thread, and on a GPU by a stream, of its own."""
     on_gpu = source.device.type == "cuda"
     stream = torch.cuda.Stream(source.device) if on_gpu else None

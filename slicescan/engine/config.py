@@ -12,10 +12,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class ModelSection:
-    """Which network: a registered name, and arguments that replace those of the name."""
+    """Which network.
+
+    Attributes:
+        name: A registered name.
+        arguments: Constructor arguments that replace those of the name.
+        weights: File to start from, or ``pretrained`` for those of the package; empty for random weights.
+    """
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,15 +171,18 @@ class OptimizerSection:
         rate: Learning rate after warm-up.
         final_rate: Learning rate at the last step.
         warmup: Steps of warm-up.
+        hold: Steps for which a rate is held: those of an epoch, for a schedule by epochs.
         betas: Decays of the two moments.
         weight_decay: Applied to all but the parameters that the model spares.
         clip: Largest norm of the gradient; 0 for no limit.
-        average: Decay of the running average of the weights, which is what is measured and shipped.
+        average: Decay of the running average of the weights, which is what is measured and shipped; 0 for the weights
+            themselves.
     """
 
     rate: float = 1e-3
     final_rate: float = 1e-6
     warmup: int = 500
+    hold: int = 1
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -191,6 +201,8 @@ class Recipe:
         optimizer: How.
         iterations: Steps of the whole run.
         seed: Draws of weights and data.
+        accumulate: Pieces into which a batch is cut, one after the other on the device, to save memory. The loss is the
+            mean over the pieces; what a network or a loss takes over a batch, it takes over a piece.
         amp: Precision of the forward pass; weights, loss and gradients stay float32.
         cuda_graph: Capture a step once and replay it, on a GPU.
         deterministic: Choose algorithms whose results do not change from run to run.
@@ -206,12 +218,19 @@ class Recipe:
     optimizer: OptimizerSection = OptimizerSection()
     iterations: int = 100_000
     seed: int = 0
+    accumulate: int = 1
     amp: Literal["none", "bf16"] = "none"
     cuda_graph: bool = False
     deterministic: bool = False
     log_every: int = 100
     validate_every: int = 2000
     save_every: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.cuda_graph and (self.data.progressive or self.data.short_last):
+            raise ValueError("cuda_graph needs batches of one size, without data.progressive and data.short_last")
+        if not 1 <= self.accumulate <= self.data.batch:
+            raise ValueError(f"accumulate: expected 1 to data.batch = {self.data.batch}, got {self.accumulate}")
 
 
 def read_recipe(path: str | Path) -> Recipe:

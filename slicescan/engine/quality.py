@@ -4,10 +4,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from slicescan.engine.blur import GAMMA, expose, scaled, shake, to_8_bits
+from slicescan.engine.data.patches import size_mismatch
+from slicescan.engine.data.pictures import DataError, Pair
 from slicescan.engine.metrics import psnr
 
 SIDE, MARGIN = 384, 32
@@ -73,9 +76,40 @@ def measure(
     return found
 
 
+def measure_pairs(restore: Callable[[Tensor], Tensor], pairs: Sequence[Pair]) -> list[Measured]:
+    """Restore the blurred picture of every pair as a whole, and measure it against the sharp one, with 8 bits.
+
+    Args:
+        restore: Takes and returns uint8 ``(3, h, w)``, RGB.
+        pairs: All with a sharp picture.
+
+    Raises:
+        ValueError: A picture cannot be read, or differs in size from its partner; the message names it.
+    """
+    found = []
+    for pair in pairs:
+        assert pair.sharp is not None
+        blurred, sharp = (_eight_bits(picture.read()) for picture in (pair.blurred, pair.sharp))
+        if blurred.shape != sharp.shape:
+            raise DataError(size_mismatch(pair, blurred.shape[1:], sharp.shape[1:]))
+        found.append(Measured(pair.name, psnr(blurred, sharp), psnr(restore(blurred), sharp)))
+    return found
+
+
 def mean_gain(measured: Sequence[Measured]) -> float:
     """Mean gain in dB; NaN for nothing."""
     return sum(one.gain for one in measured) / len(measured) if measured else math.nan
+
+
+def mean_psnr(measured: Sequence[Measured]) -> float:
+    """Mean PSNR of what was restored, in dB; NaN for nothing."""
+    return sum(one.psnr_out for one in measured) / len(measured) if measured else math.nan
+
+
+def _eight_bits(pixels: np.ndarray) -> Tensor:
+    if pixels.dtype == np.uint16:
+        pixels = np.round(pixels / 257).astype(np.uint8)
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def _bytes(image: Tensor) -> Tensor:

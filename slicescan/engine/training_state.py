@@ -17,7 +17,7 @@ PART = 12 << 20
 
 def write_state(folder: Path, tensors: Sequence[Tensor], step: int) -> None:
     """Write tensors and the step to ``folder``; what was there stays until the new checkpoint is complete."""
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    fresh, old = folder.with_name(folder.name + ".new"), _old(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     part: dict[str, Tensor] = {}
@@ -37,17 +37,21 @@ def write_state(folder: Path, tensors: Sequence[Tensor], step: int) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def has_state(folder: Path) -> bool:
+    """Whether there is a complete checkpoint, also if writing the next one stopped between its two renames."""
+    return any((place / "state.json").is_file() for place in (folder, _old(folder)))
+
+
 def read_state(folder: Path, tensors: Sequence[Tensor]) -> int:
     """Fill tensors from the last complete checkpoint and return its step; 0, and nothing filled, if there is none.
 
     Raises:
         ValueError: The checkpoint is damaged or belongs to another recipe.
     """
-    old = folder.with_name(folder.name + ".old")
-    if not (folder / "state.json").is_file() and (old / "state.json").is_file():
-        folder = old  # stopped between the two renames
-    if not (folder / "state.json").is_file():
+    if not has_state(folder):
         return 0
+    if not (folder / "state.json").is_file():
+        folder = _old(folder)  # stopped between the two renames
     try:
         about = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         step, count = int(about["step"]), int(about["tensors"])
@@ -66,3 +70,7 @@ def read_state(folder: Path, tensors: Sequence[Tensor]) -> int:
         for value, tensor in zip(values, tensors, strict=True):
             tensor.copy_(value)
     return step
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")

@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 import slicescan
-from slicescan.engine.config import ModelSection, Recipe, read_recipe
+from slicescan.engine.config import LossSection, ModelSection, Recipe, Stage, find_recipe, read_recipe
 from slicescan.engine.train import describe
 
 RECIPES = sorted((Path(slicescan.__file__).parent / "recipes").glob("*.toml"))
@@ -35,7 +37,48 @@ def test_every_recipe_of_the_package_builds_its_model(file):
     recipe = read_recipe(file)
     assert recipe.iterations > recipe.optimizer.warmup
     assert slicescan.is_model(recipe.model.name)
-    slicescan.create_model(recipe.model.name, **recipe.model.arguments)
+    with torch.device("meta"):
+        model = slicescan.create_model(recipe.model.name, **recipe.model.arguments)
+    x = torch.empty(1, 3, 8, 8, device="meta")
+    assert model.to("meta")(x).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "epochs"),
+    [
+        ("xyscannet_plus_gopro_stage1", 2103, 4000),
+        ("xyscannet_plus_gopro_stage2", 2103, 4000),
+        ("xyscannet_plus_realblur", 3758, 2000),
+        ("xyscannet_small_gopro", 2103, 3000),
+    ],
+)
+def test_published_epochs_are_counted_in_steps(name, pairs, epochs):
+    recipe = read_recipe(find_recipe(name))
+    in_epoch = math.ceil(pairs / recipe.data.batch)
+    assert recipe.data.short_last and recipe.optimizer.hold == in_epoch
+    assert recipe.iterations == epochs * in_epoch
+    assert recipe.loss == LossSection(charbonnier=1.0, edge=0.05, contrast=0.0005)
+
+
+def test_ablations_differ_in_nothing_but_the_network():
+    ablations = [read_recipe(file) for file in RECIPES if file.stem.startswith("xyscannet_small")]
+    assert len({recipe.model.name for recipe in ablations}) == 6
+    first = ablations[0]
+    assert all(dataclasses.replace(recipe, model=first.model) == first for recipe in ablations)
+    assert first.data.patch == 128
+
+
+def test_a_schedule_of_patches_is_a_list_of_tables(read):
+    text = MODEL + "[data]\n[[data.progressive]]\nstep = 10\npatch = 64\nbatch = 4\n[[data.progressive]]\nstep = 20\n"
+    assert read(text + "patch = 96\nbatch = 2\n").data.progressive == (Stage(10, 64, 4), Stage(20, 96, 2))
+    with pytest.raises(ValueError, match=r"run.toml: data.progressive\[1\].the key 'patch' is missing"):
+        read(text)
+    with pytest.raises(ValueError, match=r"data.progressive: expected a list, got 3"):
+        read(MODEL + "[data]\nprogressive = 3\n")
+    with pytest.raises(ValueError, match=r"run.toml: data.progressive: steps must grow from 1 on, got \[10, 10\]"):
+        read(text.replace("20", "10") + "patch = 96\nbatch = 2\n")
+    with pytest.raises(ValueError, match=r"run.toml: data.progressive and short_last do not go together"):
+        read(text.replace("[data]\n", "[data]\nshort_last = true\n") + "patch = 96\nbatch = 2\n")
 
 
 def test_the_package_has_recipes():

@@ -140,6 +140,15 @@ def choose(sets: Sequence[PairSet], split: str = "train", variant: str = "blur")
     return chosen
 
 
+def choose_held_out(sets: Sequence[PairSet], variant: str = "blur") -> PairSet:
+    """The set to measure on: ``val``, else ``test``, else the only one.
+
+    Raises:
+        DataError: As :func:`choose`.
+    """
+    return choose(sets, "val" if any(one.split == "val" for one in sets) else "test", variant)
+
+
 def split_of(parts: Sequence[str]) -> str:
     """What the folders of a path say about its split; "" if nothing.
 
