@@ -58,7 +58,11 @@ class Run:
     def _begin(self) -> None:
         """Set what changes from step to step and is no tensor: the rate, and the draws of layers that draw."""
         self.rate.fill_(self.rate_at(self.step))
-        torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) % 2**63)
+        seed = (self.recipe.seed * 1_000_003 + self.step) % 2**63
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(seed)
 
     def _loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
         section = self.recipe.loss
