@@ -152,9 +152,9 @@ def _pictures(
     if photos and pairs:
         raise ValueError("photos= and pairs= are two kinds of pictures to learn from: pass one of them")
     if photos:
-        data = replace(data, photos=str(photos), pairs="")
+        data = replace(data, photos=str(photos), pairs="", sharp="", frames=0)
     if pairs:
-        data = replace(data, pairs=str(pairs))
+        data = replace(data, pairs=str(pairs), photos="", sharp="")
     return replace(data, validation=str(validation)) if validation else data
 
 
