@@ -56,8 +56,8 @@ class DataSection:
         flips: Pairs: mirror half of the patches left to right, and half top to bottom.
         quarter_turns: Pairs: share of patches turned by 90 degrees.
         short_last: Pairs: the last batch of an epoch holds what is left, instead of beginning the next epoch.
-        memory: GiB of pictures kept in memory; more are read again when they are needed. Of photographs that fit, the
-            large ones are drawn more often, in proportion to their pixels; of those that do not, all equally often.
+        memory: GiB of pictures kept in memory; more are read again when they are needed. Of up to 1000 photographs that
+            fit, each is drawn in proportion to its pixels; of more, each as often as another.
         measured: Pairs of ``validation`` that are measured, evenly spread; 0 for all.
     """
 

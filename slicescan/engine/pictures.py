@@ -14,6 +14,9 @@ from slicescan.engine.data.kept import Kept
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
+MANY = 1000
+"""More photographs are not read at once, so that a run begins in seconds."""
+
 EXPANDS = 10
 """Bytes of pixels that a byte of a photograph's file holds, about: so JPEG compresses."""
 
@@ -43,7 +46,7 @@ class PhotoFolder(Sequence[Tensor]):
 
 
 def open_pictures(folder: str | Path, memory: float = 4.0) -> Sequence[Tensor]:
-    """The photographs below a folder: read at once if they fit the memory, judged by their files, else when needed.
+    """The photographs below a folder: read at once if they are few and, by their files, fit the memory; else when needed.
 
     Args:
         folder: Searched with its subfolders.
@@ -54,7 +57,7 @@ def open_pictures(folder: str | Path, memory: float = 4.0) -> Sequence[Tensor]:
         ValueError: A file is not readable as an image; the message names it.
     """
     files = _find(Path(folder))
-    if sum(file.stat().st_size for file in files) * EXPANDS > memory * 2**30:
+    if len(files) > MANY or sum(file.stat().st_size for file in files) * EXPANDS > memory * 2**30:
         return PhotoFolder(files, memory)
     return [image for _, image in read_pictures(folder)]
 
