@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slicescan import __version__
+from slicescan.commands import erf, evaluate
+from slicescan.commands.options import positive as _positive
+from slicescan.commands.options import shard as _shard
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--iterations", type=int, help="length of the run")
     train.add_argument("--max-seconds", type=float, help="stop after this time; the same command goes on")
     train.set_defaults(run=_train)
+
+    evaluate.add(commands)
+    erf.add(commands)
 
     data = commands.add_parser("data", help="look at data sets").add_subparsers(metavar="WHAT", required=True)
     check = data.add_parser("check", help="layout, pairs, sizes and the first mismatch of a data set")
@@ -282,20 +288,3 @@ def _bar(total: int) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, unit="photo")
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return value
-
-
-def _shard(text: str) -> tuple[int, int]:
-    part, _, count = text.partition("/")
-    if not (part.isdigit() and count.isdigit() and int(part) < int(count)):
-        raise argparse.ArgumentTypeError(f"expected i/n with 0 <= i < n, got {text!r}")
-    return int(part), int(count)

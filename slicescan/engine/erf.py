@@ -29,7 +29,7 @@ class ReceptiveField:
     change: "ReceptiveField | None" = None
 
     def share(self, radius: float) -> float:
-        """Share of the energy that lies within a distance of ``radius`` pixels from the centre; NaN if there is none."""
+        """Share of the energy that lies within ``radius`` pixels of the centre; NaN if there is none."""
         total = self.energy.sum().item()
         inside = self.energy[self._distance() <= radius].sum().item()
         return inside / total if total else math.nan

@@ -46,7 +46,6 @@ PACKAGES = (
 """Packages whose versions are recorded."""
 
 
-
 def evaluate(
     restorer: nn.Module | str | Path,
     data: str | Path,

@@ -60,9 +60,8 @@ class Results:
     @property
     def errors(self) -> list[str]:
         """One line for each image or metric that failed."""
-        return [f"{row.name}: {row.error}" for row in self.rows if row.error] + [
-            f"{name}: {reason}" for name, reason in self.about.get("unavailable", {}).items()
-        ]
+        failed = [f"{row.name}: {row.error}" for row in self.rows if row.error]
+        return failed + list(dict.fromkeys(self.about.get("unavailable", {}).values()))
 
     def summary(self) -> dict[str, Any]:
         """What goes into ``summary.json``."""
