@@ -46,7 +46,7 @@ class PhotoFolder(Sequence[Tensor]):
 
 
 def open_pictures(folder: str | Path, memory: float = 4.0) -> Sequence[Tensor]:
-    """The photographs below a folder: read at once if they are few and, by their files, fit the memory; else when needed.
+    """The photographs below a folder: read at once if they are few and, by their files, fit the memory; else later.
 
     Args:
         folder: Searched with its subfolders.
