@@ -1,16 +1,15 @@
 """The command ``slicescan``: parse, then call one function. Imports are made by the command that needs them."""
 
 import argparse
+import io
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slicescan import __version__
-from slicescan.commands import erf, evaluate
-from slicescan.commands.options import positive as _positive
-from slicescan.commands.options import shard as _shard
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,12 +19,18 @@ MODEL = "xyscannet_tiny"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 0 only if everything succeeded."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that cannot be printed stops nothing
     options = parser().parse_args(argv)
     try:
         return options.run(options)
     except KeyboardInterrupt:
         print("slicescan: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # as in `slicescan models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, TypeError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if options.debug:
             raise
@@ -42,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     _add_restore(commands)
 
     models = commands.add_parser("models", help="list the models")
-    models.add_argument("filter", nargs="?", default="", help="pattern, such as 'xyscannet_small*'")
+    models.add_argument("filter", nargs="?", default="", help="part of a name, or a pattern such as 'xyscannet_s*'")
     models.add_argument("--pretrained", action="store_true", help="only those whose weights ship with the package")
     models.add_argument("--supports", action="append", default=[], metavar="WHAT", help="bf16, compile, export, ...")
     models.set_defaults(run=_models)
@@ -76,9 +81,6 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--max-seconds", type=float, help="stop after this time; the same command goes on")
     train.set_defaults(run=_train)
 
-    evaluate.add(commands)
-    erf.add(commands)
-
     data = commands.add_parser("data", help="look at data sets").add_subparsers(metavar="WHAT", required=True)
     check = data.add_parser("check", help="layout, pairs, sizes and the first mismatch of a data set")
     check.add_argument("path", help="folder, or LMDB store")
@@ -98,7 +100,7 @@ def _add_restore(commands: Any) -> None:
     restore.add_argument("--checkpoint", help="file of weights; without --model its architecture is detected")
     restore.add_argument("--mode", choices=["auto", "whole", "stream", "tile"], default="auto")
     restore.add_argument("--tile", type=_positive, help="side of a tile in pixels")
-    restore.add_argument("--overlap", type=_positive, help="pixels that neighbouring tiles share")
+    restore.add_argument("--overlap", type=_count, help="pixels that neighbouring tiles share")
     restore.add_argument("--amp", choices=["bf16", "fp16"], help="run the network in this precision")
     restore.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     restore.add_argument("--ensemble", action="store_true", help="mean over rotations and reflections, 8 times slower")
@@ -112,62 +114,88 @@ def _add_restore(commands: Any) -> None:
 
 def _restore(options: argparse.Namespace) -> int:
     from slicescan.engine.batch import plan, work
-    from slicescan.engine.restore import restore
 
     jobs = plan(options.inputs, options.output, options.shard)
+    todo = any(not (options.skip_existing and job.target.exists()) for job in jobs)
+    run = _runner(options) if todo else lambda pixels: pixels
+    bar = _bar(len(jobs)) if sys.stderr.isatty() and not options.json else None
+    done, failed = 0, []
+    try:
+        for outcome in work(jobs, run, skip_existing=options.skip_existing):
+            job = outcome.job
+            if outcome.error is None:
+                done += 1
+            else:
+                failed.append(outcome.error)
+            if options.json:
+                about = {"input": str(job.source), "output": str(job.target), "status": outcome.status}
+                print(json.dumps(about | {"error": outcome.error, "seconds": round(outcome.seconds, 3)}), flush=True)
+            elif bar is not None:
+                bar.update()
+            elif outcome.error is None:
+                print(f"{job.source} -> {job.target} ({outcome.status}, {outcome.seconds:.1f} s)", flush=True)
+    finally:  # also when stopped
+        if bar is not None:
+            bar.close()
+        if options.json:
+            print(json.dumps({"done": done, "failed": len(failed)}), flush=True)
+        for error in failed:
+            print(f"slicescan: error: {error}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _runner(options: argparse.Namespace) -> Callable[[Any], Any]:
+    """What restores the pixels of one photograph as the options of ``restore`` say."""
+    from slicescan.engine.memory import give_back_memory, keep_freed_memory
+    from slicescan.engine.restore import check_mode, restore
+
+    keep_freed_memory()
     model = _model(options)
+    check_mode(model, options.mode)
 
     def run(pixels: Any) -> Any:
         settings = {"ensemble": options.ensemble, "amp": options.amp}
-        return restore(model, pixels, options.mode, options.tile, options.overlap, **settings)
+        try:
+            return restore(model, pixels, options.mode, options.tile, options.overlap, **settings)
+        finally:
+            give_back_memory()  # so that what is free can be told before the next one
 
-    bar = _bar(len(jobs)) if sys.stderr.isatty() and not options.json else None
-    failed = []
-    for outcome in work(jobs, run, skip_existing=options.skip_existing):
-        job = outcome.job
-        if options.json:
-            about = {"input": str(job.source), "output": str(job.target), "status": outcome.status}
-            print(json.dumps(about | {"error": outcome.error, "seconds": round(outcome.seconds, 3)}), flush=True)
-        elif bar is not None:
-            bar.update()
-        elif outcome.error is None:
-            print(f"{job.source} -> {job.target} ({outcome.status}, {outcome.seconds:.1f} s)", flush=True)
-        if outcome.error is not None:
-            failed.append(outcome.error)
-    if bar is not None:
-        bar.close()
-    if options.json:
-        print(json.dumps({"done": len(jobs) - len(failed), "failed": len(failed)}))
-    for error in failed:
-        print(f"slicescan: error: {error}", file=sys.stderr)
-    return int(bool(failed))
+    return run
 
 
 def _model(options: argparse.Namespace) -> "nn.Module":
     """The network that the options of ``restore`` name, on its device."""
     import torch
 
-    from slicescan.registry import create_model, load
+    from slicescan.registry import create_model, is_model, load
 
+    if options.model and not is_model(options.model) and Path(options.model).exists():
+        raise ValueError(f"{options.model}: --model takes a name; give a file or folder of weights by --checkpoint")
     if options.checkpoint and not options.model:
         model = load(options.checkpoint)
     elif options.checkpoint:
         model = create_model(options.model, checkpoint_path=options.checkpoint)
     else:
-        model = create_model(options.model or MODEL, pretrained=True)
+        try:
+            model = create_model(options.model or MODEL, pretrained=True)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(str(error).replace("checkpoint_path=", "--checkpoint ")) from None
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"--device {device}: cannot be used ({str(error).splitlines()[0]})") from None
 
 
 def _models(options: argparse.Namespace) -> int:
     from slicescan.registry import list_models, list_pretrained, model_entry
 
-    names = list_models(options.filter, pretrained=options.pretrained, supports=options.supports)
+    pattern = options.filter if any(sign in options.filter for sign in "*?[") else f"*{options.filter}*"
+    names = list_models(pattern, pretrained=options.pretrained, supports=options.supports)
     if not names:
-        raise ValueError(f"no model fits {options.filter!r}; `slicescan models` lists all")
+        asked = [repr(options.filter)] * bool(options.filter) + ["--pretrained"] * options.pretrained
+        asked += [f"--supports {what}" for what in options.supports]
+        raise ValueError(f"no model fits {', '.join(asked)}; `slicescan models` lists all")
     ready = list_pretrained()
     print(f"{'model':<26}{'parameters':>12}  {'GMACs 256²':>10}  weights")
     for name in names:
@@ -187,7 +215,9 @@ def _info(options: argparse.Namespace) -> int:
         for key, value in vars(entry).items():
             if key == "weights":
                 value = "; ".join(f"{w.file} ({w.page or 'in the package'}; {w.license})" for w in value) or "none"
-            print(f"{key}: {', '.join(sorted(value)) if isinstance(value, frozenset) else value}")
+            elif isinstance(value, frozenset):
+                value = ", ".join(sorted(value)) or "none"
+            print(f"{key}: {f'{value:,}' if isinstance(value, int) else value}")
         card = WEIGHTS / f"{options.name}.md"
         if card.is_file():
             print("\n" + card.read_text(encoding="utf-8").rstrip())
@@ -226,6 +256,9 @@ def _convert(options: argparse.Namespace) -> int:
     from slicescan.checkpoint import write_checkpoint
     from slicescan.registry import load
 
+    source, target = (os.path.realpath(name) for name in (options.source, options.target))
+    if target in (source, os.path.join(source, "model.safetensors")):
+        raise ValueError(f"{options.target}: would overwrite its input; choose another name")
     dtype = torch.float16 if options.half else None
     write_checkpoint(options.target, load(options.source), published=options.to == "published", dtype=dtype)
     print(f"{options.source} -> {options.target}")
@@ -288,3 +321,22 @@ def _bar(total: int) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, unit="photo")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, count = text.partition("/")
+    if not (part.isdecimal() and count.isdecimal() and int(part) < int(count)):
+        raise argparse.ArgumentTypeError(f"expected i/n with 0 <= i < n, got {text!r}")
+    return int(part), int(count)

@@ -93,10 +93,9 @@ def write_photo(path: str | Path, photo: Photo, pixels: np.ndarray) -> None:
     """
     path = Path(path)
     photo = replace(photo, pixels=pixels)
+    check_format(path, photo)
     if photo.alpha is not None and photo.alpha.shape != pixels.shape[:2]:
         raise PhotoError(f"{path}: an image with transparency cannot change its size")
-    if path.suffix.lower() not in SUFFIXES:
-        raise PhotoError(f"{path}: the suffix names the format, one of {', '.join(SUFFIXES)}")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,6 +113,23 @@ def write_photo(path: str | Path, photo: Photo, pixels: np.ndarray) -> None:
             temporary.unlink(missing_ok=True)
         except OSError:  # the folder itself is not there
             pass
+
+
+def check_format(path: str | Path, photo: Photo) -> None:
+    """Refuse a file name whose format cannot hold the photograph, before any work is done.
+
+    Raises:
+        PhotoError: The suffix is unknown, or its format lacks transparency or 16 bits a channel.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise PhotoError(f"{path}: the suffix names the format, one of {', '.join(SUFFIXES)}")
+    if photo.pixels.dtype == np.uint16:
+        if suffix != ".png":
+            raise PhotoError(f"{path}: 16 bits a channel are written as PNG; name the output .png")
+        _opencv(Path(path))
+    if photo.alpha is not None and suffix in (".jpg", ".jpeg", ".bmp"):
+        raise PhotoError(f"{path}: {'BMP' if suffix == '.bmp' else 'JPEG'} has no transparency; write a PNG instead")
 
 
 def _check_form(path: Path, image: Any) -> None:
@@ -167,10 +183,6 @@ def _save(path: Path, temporary: Path, photo: Photo) -> None:
     elif suffix == ".bmp":
         options = {}
     if photo.alpha is not None:
-        if suffix in (".jpg", ".jpeg", ".bmp"):
-            raise PhotoError(
-                f"{path}: {'BMP' if suffix == '.bmp' else 'JPEG'} has no transparency; write a PNG instead"
-            )
         pixels = np.dstack([pixels, photo.alpha])
     Image.fromarray(pixels).save(temporary, **options)
 
@@ -237,8 +249,6 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _encode_deep(path: Path, photo: Photo) -> bytes:
-    if path.suffix.lower() != ".png":
-        raise PhotoError(f"{path}: 16 bits a channel are written as PNG; name the output .png")
     cv2 = _opencv(path)
     pixels = photo.pixels if photo.pixels.ndim == 2 else photo.pixels[..., ::-1]
     if photo.alpha is not None:
