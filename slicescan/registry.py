@@ -185,12 +185,14 @@ def model_entry(model_name: str) -> ModelRecord:
         weights.insert(0, WeightSource(_packaged(model_name).name, None, "Apache-2.0"))
     arguments = dict(build.variants.get(model_name, {}))
     params, macs = build.costs.get(model_name, (None, None))
+    streams = {"stream"} if build.why_not_stream(arguments) is None else set()
     return replace(
         build.record,
         **{
             "name": model_name,
             "family": build.__name__,
             "arguments": arguments,
+            "supports": build.record.supports | streams,
             "scale": arguments.get("scale", build.scale),
             "size_multiple": build.size_multiple,
             "params": params,

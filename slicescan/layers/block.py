@@ -9,6 +9,7 @@ from slicescan.layers.norm import LayerNorm2d, with_body
 from slicescan.layers.vssm import InterVSSM, IntraVSSM
 
 Layer = Callable[[int], nn.Module]
+Branch = tuple[nn.Module, nn.Module]
 
 
 class FeedForwardBlock(nn.Module):
@@ -42,6 +43,10 @@ class FeedForwardBlock(nn.Module):
         """Refine ``(b, dim, h, w)``."""
         x = x + self.ffn1(self.norm1_ffn(x))
         return x + self.ffn2(self.norm2_ffn(x))
+
+    def branches(self) -> list[Branch]:
+        """Norm and layer of every residual, in order: what streaming runs one by one."""
+        return [(self.norm1_ffn, self.ffn1), (self.norm2_ffn, self.ffn2)]
 
 
 class ScanBlock(nn.Module):
@@ -90,3 +95,8 @@ class ScanBlock(nn.Module):
         x = x + self.ffn1(self.norm1_ffn(x))
         x = x + self.inter(self.norm2_ssm(x))
         return x + self.ffn2(self.norm2_ffn(x))
+
+    def branches(self) -> list[Branch]:
+        """Norm and layer of every residual, in order: what streaming runs one by one."""
+        scan, feed = (self.norm1_ssm, self.intra), (self.norm1_ffn, self.ffn1)
+        return [scan, feed, (self.norm2_ssm, self.inter), (self.norm2_ffn, self.ffn2)]

@@ -29,6 +29,8 @@ class GatedDconvFFN(nn.Module):
         torch.Size([1, 8, 3, 5])
     """
 
+    reach = 1
+
     def __init__(
         self, dim: int, *, expand: float = 1.0, bias: bool = False, activation: Callable[[Tensor], Tensor] = F.silu
     ):

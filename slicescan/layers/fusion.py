@@ -1,7 +1,7 @@
 """Fusion of the levels of an encoder: what one level's skip connection takes from the other levels."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicescan.layers.memory_order import ordered_like
+from slicescan.layers.strips import ALIGNMENT, Strip, Treat
 
 Gate = Literal["sample", "tensor", "pixel"]
 
@@ -46,6 +47,8 @@ class KLFF(nn.Module):
         torch.Size([1, 8, 4, 8])
     """
 
+    reach = 0
+
     def __init__(self, dim: int, other_dims: Sequence[int], *, gate: Gate = "sample", bias: bool = False):
         super().__init__()
         if len(other_dims) != 2:
@@ -62,19 +65,43 @@ class KLFF(nn.Module):
         """Fuse ``others`` into ``cur``."""
         n1, n2 = others
         x = self.conv(cur)
-        target = torch.sigmoid(_wide(x)), F.logsigmoid(_wide(x))
+        target = _distribution(x)
         y = self._gated(self.conv_n1(_nearest(n1, cur)), *target) + self._gated(
             self.conv_n2(_nearest(n2, cur)), *target
         )
         return ordered_like(self.fuse_out1(torch.cat([x, y], 1)), cur)
 
     def _gated(self, n: Tensor, p: Tensor, log_p: Tensor) -> Tensor:
-        kl = p * (log_p - F.logsigmoid(_wide(n)))
+        kl = _divergence(n, p, log_p)
         if self.gate == "sample":
             kl = kl.mean((1, 2, 3), keepdim=True)
         elif self.gate == "tensor":
             kl = kl.mean()
         return torch.sigmoid(kl).to(n.dtype) * n
+
+    def stream(self, pieces: Iterable[tuple[Strip, Tensor, Sequence[Tensor]]]) -> Treat:
+        """Find the gates in one pass over ``pieces``, ``(strip, cur, others)``; then fuse strips."""
+        if self.gate == "pixel":
+            return lambda strip, cur, others: self(cur, others)
+        convs, total, count = (self.conv_n1, self.conv_n2), None, 0
+        for _, cur, others in pieces:
+            x = self.conv(cur)
+            target = _distribution(x)
+            sums = [
+                _divergence(conv(_nearest(n, cur)), *target).sum((1, 2, 3), keepdim=True)
+                for conv, n in zip(convs, others, strict=True)
+            ]
+            total = sums if total is None else [old + new for old, new in zip(total, sums, strict=True)]
+            count += x[0].numel()
+        assert total is not None
+        kls = [kl / count if self.gate == "sample" else (kl / count).mean() for kl in total]
+        gates = [torch.sigmoid(kl).to(x.dtype) for kl in kls]
+
+        def treat(_: Strip, cur: Tensor, others: Sequence[Tensor]) -> Tensor:
+            p, q = (gate * conv(_nearest(n, cur)) for gate, conv, n in zip(gates, convs, others, strict=True))
+            return self.fuse_out1(torch.cat([self.conv(cur), p + q], 1))
+
+        return treat
 
     def extra_repr(self) -> str:
         """What the gate is shared by, for ``repr``."""
@@ -104,6 +131,8 @@ class AFF(nn.Module):
         torch.Size([1, 16, 2, 4])
     """
 
+    reach = ALIGNMENT  # one row, but coarser maps are cut with it
+
     def __init__(self, dims: Sequence[int], out_dim: int, *, level: int | None = None):
         super().__init__()
         if level is None:
@@ -119,6 +148,11 @@ class AFF(nn.Module):
         target = levels[self.level]
         return ordered_like(self.conv(torch.cat([_nearest(level, target) for level in levels], 1)), target)
 
+    def stream(self, pieces: Iterable[tuple[Strip, Tensor, Sequence[Tensor]]]) -> Treat:
+        """Fuse strips, ``(strip, cur, others)``; nothing of the whole image is needed."""
+        level = self.level
+        return lambda strip, cur, others: strip.inner(self([*others[:level], cur, *others[level:]]))
+
     def extra_repr(self) -> str:
         """Which level's size the output has, for ``repr``."""
         return f"level={self.level}"
@@ -126,6 +160,15 @@ class AFF(nn.Module):
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _distribution(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``sigmoid(x)`` and its logarithm."""
+    return torch.sigmoid(_wide(x)), F.logsigmoid(_wide(x))
+
+
+def _divergence(n: Tensor, p: Tensor, log_p: Tensor) -> Tensor:
+    return p * (log_p - F.logsigmoid(_wide(n)))
 
 
 def _nearest(x: Tensor, target: Tensor) -> Tensor:

@@ -1,13 +1,21 @@
 """The frame of both scanners of XYScanNet: one half of the channels for rows, the other for columns."""
 
+from collections.abc import Callable, Iterable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from slicescan.layers.memory_order import as_image, as_map, channels_last, ordered_like
+from slicescan.layers.strips import Strip, Treat
+
+ScanStrip = Callable[[Strip, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class HalvesScanner(nn.Module):
     """``y = fuse_out(cat(scan(halves(conv_input(x)))))``; a subclass says what ``scan`` does to the two halves."""
+
+    reach = 0
 
     def _add_projections(self, dim: int, bias: bool) -> None:
         if dim < 2 or dim % 2:
@@ -18,10 +26,24 @@ class HalvesScanner(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scan ``(b, dim, h, w)``."""
-        first, second = as_map(self.conv_input(channels_last(x))).chunk(2, -1)  # b h w d
-        y = torch.cat(self.scan(first, second), -1)
+        return self._around(self.scan, x)
+
+    def _around(self, scan: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+        y = torch.cat(scan(*self._halves(x)), -1)
         return ordered_like(self.fuse_out(as_image(y)), x)
+
+    def _halves(self, x: Tensor) -> tuple[Tensor, ...]:
+        return as_map(self.conv_input(channels_last(x))).chunk(2, -1)  # b h w d
 
     def scan(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Scan both halves, ``(b, h, w, dim / 2)`` each."""
+        raise NotImplementedError
+
+    def stream(self, pieces: Iterable[tuple[Strip, Tensor]]) -> Treat:
+        """Treat strips in order, see :mod:`slicescan.layers.strips`."""
+        scan = self.scan_strips(x for _, x in pieces)
+        return lambda strip, x: self._around(partial(scan, strip), x)
+
+    def scan_strips(self, maps: Iterable[Tensor]) -> ScanStrip:
+        """What stands for ``scan`` on strips in order; ``maps`` are all strips of the input, for one pass."""
         raise NotImplementedError

@@ -1,11 +1,12 @@
 """InterScan: scan from slice to slice, gate each slice."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from slicescan.layers.halves import HalvesScanner
+from slicescan.layers.halves import HalvesScanner, ScanStrip
 from slicescan.layers.mamba import Mamba
 
 
@@ -65,6 +66,27 @@ class InterScan(HalvesScanner):
         mean = member.to(x.dtype) / member.sum(1, keepdim=True)
         gate = torch.sigmoid(self.mamba.scan(mean @ x, axis="h"))
         return x * (member.T.to(gate.dtype) @ gate)
+
+    def scan_strips(self, maps: Iterable[Tensor]) -> ScanStrip:
+        """Find the gates of all rows and columns in one pass over ``maps``, ``(b, dim, rows, w)``; then gate strips.
+
+        Means are taken before ``conv_input`` instead of after it, which is the same because both are linear.
+        """
+        if self.compression is not None:
+            raise ValueError("an InterScan with compression cannot be streamed: its strips of columns span many rows")
+        means, total = [], None
+        for x in maps:
+            wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+            means.append(x.mean(3, keepdim=True, dtype=wide))
+            part = x.sum(2, keepdim=True, dtype=wide)
+            total = part if total is None else total + part
+        assert total is not None
+        row_means = torch.cat(means, 2)
+        first, _ = self._halves(row_means.to(x.dtype))
+        _, second = self._halves((total / row_means.shape[2]).to(x.dtype))
+        row_gates = torch.sigmoid(self.mamba.scan(first, axis="h"))  # b h 1 d/2
+        column_gates = torch.sigmoid(self.mamba.scan(second, axis="w"))  # b 1 w d/2
+        return lambda strip, a, b: (a * row_gates[:, strip.first : strip.last], b * column_gates)
 
     def extra_repr(self) -> str:
         """How slices are pooled, for ``repr``."""

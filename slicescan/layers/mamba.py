@@ -1,7 +1,8 @@
 """The Mamba-1 block: parameters, initialisation, forward."""
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,29 @@ from slicescan.ops import causal_conv, slice_scan
 
 PIECE = 2**22
 """Elements of an inner map that a CPU works on at once without gradients; larger pieces take memory, save no time."""
+
+
+class Past(NamedTuple):
+    """What the sequences of a part of a map leave to the part behind it.
+
+    Attributes:
+        inputs: Last inputs of the causal convolution, ``(b, taps - 1, w, d)`` or ``(b, h, taps - 1, d)``.
+        state: Last state of the scan, ``(b, slices, d, n)``.
+    """
+
+    inputs: Tensor
+    state: Tensor
+
+    def split(self, slices: int, across: int) -> list["Past"]:
+        """The pasts of some slices at a time."""
+        inputs, states = self.inputs.split(slices, across), self.state.split(slices, 1)
+        return [Past(*parts) for parts in zip(inputs, states, strict=True)]
+
+    @staticmethod
+    def cat(pasts: "Sequence[Past]", across: int) -> "Past":
+        """The inverse of :meth:`split`."""
+        inputs, states = zip(*pasts, strict=True)
+        return Past(torch.cat(inputs, across), torch.cat(states, 1))
 
 
 class Mamba(nn.Module):
@@ -88,18 +112,48 @@ class Mamba(nn.Module):
         along, across = (1, 2) if axis == "h" else (2, 1)
         if reverse:  # two copies of the narrow map cost less than one of an inner one
             x = x.flip(along)
-        slices = x.shape[across]
-        if x.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            slices = max(1, PIECE // max(1, x.shape[0] * x.shape[along] * self.D.numel()))
-        pieces = [self._scan(piece, axis) for piece in x.split(slices, across)]
-        y = pieces[0] if len(pieces) == 1 else torch.cat(pieces, across)
+        pieces = [self._scan(piece, axis)[0] for piece in x.split(self._slices_at_once(x, along, across), across)]
+        y = _joined(pieces, across)
         return y.flip(along) if reverse else y
 
-    def _scan(self, x: Tensor, axis: Literal["h", "w"]) -> Tensor:
+    def resume(self, x: Tensor, past: Past | None, *, axis: Literal["h", "w"]) -> tuple[Tensor, Past]:
+        """Mix as :meth:`scan` does a part of a map whose sequences began in the parts before it.
+
+        Args:
+            x: ``(b, h, w, dim)``.
+            past: What this method returned for the part before; None for the first.
+            axis: The axis that the sequences run along, and that the map was cut across.
+
+        Returns:
+            ``(b, h, w, dim)``, and the past of the part behind.
+        """
+        along, across = (1, 2) if axis == "h" else (2, 1)
+        slices = self._slices_at_once(x, along, across)
+        parts = x.split(slices, across)
+        pasts = past.split(slices, across) if past else [None] * len(parts)
+        pieces, left = [], []
+        for part, before in zip(parts, pasts, strict=True):
+            y, inputs, state = self._scan(part, axis, before)
+            kept = min(self.conv1d.kernel_size[0] - 1, inputs.shape[along])
+            pieces.append(y)
+            left.append(Past(inputs.narrow(along, inputs.shape[along] - kept, kept).clone(), state))
+        return _joined(pieces, across), Past.cat(left, across)
+
+    def _slices_at_once(self, x: Tensor, along: int, across: int) -> int:
+        if x.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return max(1, PIECE // max(1, x.shape[0] * x.shape[along] * self.D.numel()))
+        return x.shape[across]
+
+    def _scan(self, x: Tensor, axis: Literal["h", "w"], past: Past | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The output, the inputs of the convolution, and the last state."""
+        along = 1 if axis == "h" else 2
         u, z = self.in_proj(x).chunk(2, -1)
-        u = causal_conv(u, self.conv1d.weight[:, 0], self.conv1d.bias, axis=axis, silu=True)
+        inputs = torch.cat([past.inputs, u], along) if past else u
+        u = causal_conv(inputs, self.conv1d.weight[:, 0], self.conv1d.bias, axis=axis, silu=True)
+        if past:
+            u = u.narrow(along, past.inputs.shape[along], x.shape[along])
         step, B, C = self.x_proj(u).split([self.dt_rank, self.state, self.state], -1)
-        y = slice_scan(
+        y, last = slice_scan(
             u,
             F.linear(step, self.dt_proj.weight),
             decay_rates(self.A_log),
@@ -109,13 +163,19 @@ class Mamba(nn.Module):
             z,
             self.dt_proj.bias,
             axis=axis,
+            initial_state=past.state if past else None,
+            return_last_state=True,
             delta_softplus=True,
         )
-        return self.out_proj(y)
+        return self.out_proj(y), inputs, last
 
     def extra_repr(self) -> str:
         """Sizes that the submodules do not show, for ``repr``."""
         return f"state={self.state}, dt_rank={self.dt_rank}"
+
+
+def _joined(pieces: list[Tensor], across: int) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, across)
 
 
 def decay_rates(A_log: Tensor) -> Tensor:

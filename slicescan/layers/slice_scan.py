@@ -1,9 +1,12 @@
 """SliceScan2D: scan inside every row and every column."""
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
-from slicescan.layers.halves import HalvesScanner
-from slicescan.layers.mamba import Mamba
+from slicescan.layers.halves import HalvesScanner, ScanStrip
+from slicescan.layers.mamba import Mamba, Past
+from slicescan.layers.strips import Strip
 
 
 class SliceScan2D(HalvesScanner):
@@ -61,6 +64,20 @@ class SliceScan2D(HalvesScanner):
             first_out = first_out + rows_back.scan(first, axis="w", reverse=True)
             second_out = second_out + columns_back.scan(second, axis="h", reverse=True)
         return first_out, second_out
+
+    def scan_strips(self, maps: Iterable[Tensor]) -> ScanStrip:
+        """Scan strips in order: the columns of one go on where those of the last ended."""
+        if self.bidirectional:
+            raise ValueError("a bidirectional SliceScan2D cannot be streamed: its columns are scanned from both ends")
+        rows, columns = self.mamba, self.mamba if self.shared else self.mamba_columns
+        past: Past | None = None
+
+        def scan(_: Strip, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal past
+            second_out, past = columns.resume(second, past, axis="h")
+            return rows.scan(first, axis="w"), second_out
+
+        return scan
 
     def extra_repr(self) -> str:
         """Directions, for ``repr``."""

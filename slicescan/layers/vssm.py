@@ -1,18 +1,24 @@
 """IntraVSSM, InterVSSM: the gated shell around a scanner."""
 
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slicescan.layers.halves import HalvesScanner
 from slicescan.layers.inter_scan import InterScan
 from slicescan.layers.memory_order import channels_last, ordered_like
 from slicescan.layers.slice_scan import SliceScan2D
+from slicescan.layers.strips import Strip, Treat
 
 
-class _GatedShell(nn.Module):
+class _GatedShell(HalvesScanner):
     """``f, gate = halves(dwconv(proj_in(x)))``, ``y = proj_out(silu(gate) * scanner(f))``.
 
     The scanner is the class that follows in the bases, so that its parameters sit beside these, as published.
     """
+
+    reach = 1
 
     def __init__(self, dim: int, inner: int, bias: bool):
         nn.Module.__init__(self)  # the scanner's parameters are drawn after these
@@ -21,8 +27,20 @@ class _GatedShell(nn.Module):
         self.proj_out = nn.Conv2d(inner, dim, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        f, gate = self.dwconv(self.proj_in(channels_last(x))).chunk(2, 1)
+        f, gate = self._widen(x)
         return ordered_like(self.proj_out(F.silu(gate) * super().forward(f)), x)
+
+    def _widen(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.dwconv(self.proj_in(channels_last(x))).chunk(2, 1)
+
+    def stream(self, pieces: Iterable[tuple[Strip, Tensor]]) -> Treat:
+        scan = super().stream((strip.alone(), strip.inner(self._widen(x)[0])) for strip, x in pieces)
+
+        def treat(strip: Strip, x: Tensor) -> Tensor:
+            f, gate = (strip.inner(half) for half in self._widen(x))
+            return ordered_like(self.proj_out(F.silu(gate) * scan(strip.alone(), f)), x)
+
+        return treat
 
 
 class IntraVSSM(_GatedShell, SliceScan2D):

@@ -148,6 +148,20 @@ class Restorer(nn.Module):
         """Read constructor arguments off published names and shapes; None if they are not this network's."""
         return None
 
+    @classmethod
+    def why_not_stream(cls, arguments: Mapping[str, Any]) -> str | None:
+        """Why networks with these constructor arguments cannot be streamed, in words; None if they can."""
+        return "it has no streamed form"
+
+    @property
+    def stream_channels(self) -> float:
+        """Channels of all maps that a stream keeps whole at once, if each had the size of the image."""
+        raise NotImplementedError(f"{type(self).__name__} does not define stream_channels")
+
+    def stream_output(self, x: Tensor, rows: int) -> Tensor:
+        """The finest output for a shifted and padded image, computed in strips of ``rows`` rows."""
+        raise NotImplementedError(f"{type(self).__name__} does not define stream_output")
+
     # What a caller uses
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,6 +179,29 @@ class Restorer(nn.Module):
         padded = self._prepare(x)
         output = self.reconstruct(self.levels(padded), padded).outputs[0]
         return self._unshift(_crop(output, x, padded))
+
+    @torch.no_grad()
+    def stream(self, x: Tensor, rows: int = 64) -> Tensor:
+        """Restore images as :meth:`forward` does, equal to rounding, in less memory and without gradients.
+
+        The network passes over the image layer by layer, and each layer strip by strip: what scans and means carry
+        goes from strip to strip. Only the maps between layers are kept whole.
+
+        Args:
+            x: As for :meth:`forward`.
+            rows: Rows of a strip; fewer take less memory and more time.
+
+        Returns:
+            What :meth:`forward` returns.
+
+        Raises:
+            ValueError: The network cannot be streamed, or ``x`` is wrong as for :meth:`forward`.
+        """
+        reason = self.why_not_stream(self.arguments)
+        if reason is not None:
+            raise ValueError(f"this {type(self).__name__} cannot stream: {reason}; restore it whole or in tiles")
+        padded = self._prepare(x)
+        return self._unshift(_crop(self.stream_output(padded, rows), x, padded))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The decoder's last map, at the size of ``x``."""

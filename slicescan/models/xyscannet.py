@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from slicescan.layers import AFF, KLFF, SS2D, Downsample, GatedDconvFFN, InterVS
 from slicescan.layers.block import FeedForwardBlock, ScanBlock
 from slicescan.layers.memory_order import channels_last
 from slicescan.layers.norm import BiasFreeNorm2d
+from slicescan.layers.strips import Strip, Strips
 from slicescan.models.base import Detected, ModelRecord, Reconstruction, Restorer, WeightSource
 
 Scanner = Literal["intra", "inter", "ss2d"]
@@ -189,6 +190,44 @@ class XYScanNet(Restorer):
         if self.fusion == "aff":
             return self.clff_level1([e1, e2, e3]), self.clff_level2([e1, e2, e3])
         return e1, e2
+
+    @classmethod
+    def why_not_stream(cls, arguments: Mapping[str, Any]) -> str | None:
+        """The scans of SS2D run through the whole image from both ends; everything else can be streamed."""
+        if "ss2d" in arguments.get("scanners", ()):
+            return "the scans of ss2d run through the whole image from both ends"
+        return None
+
+    @property
+    def stream_channels(self) -> float:
+        """Maps of all levels, and a second one of the middle level while levels are fused."""
+        dim = self.output.in_channels
+        return dim * (1 + 1 / 2 + 1 / 4 + (0 if self.fusion == "skip" else 1 / 2))
+
+    def stream_output(self, x: Tensor, rows: int) -> Tensor:
+        """What ``levels`` and ``reconstruct`` do, strip by strip; maps that are not needed again are overwritten."""
+        by, x, h = Strips(rows), channels_last(x), x.shape[2]
+        e1 = by.refine(self.encoder_level1, by.run(self.patch_embed, x, h, reach=1))
+        e2 = by.refine(self.encoder_level2, by.run(self.down1_2, e1, h // 2, reach=1))
+        e3 = by.refine(self.encoder_level3, by.run(self.down2_3, e2, h // 4, reach=1))
+        f1, f2 = self._stream_fuse(by, [e1, e2, e3])
+        del e1, e2
+        d3 = by.refine(self.decoder_level3, e3)
+        d2 = by.refine(self.decoder_level2, by.merge(self.up3_2, d3, f2, self.reduce_chan_level2))
+        del d3, e3
+        d1 = by.refine(self.decoder_level1, by.merge(self.up2_1, d2, f1, self.reduce_chan_level1))
+        del d2, f2
+
+        def add(strip: Strip) -> Tensor:
+            return strip.inner(self.reconstruct([strip.of(d1)], strip.of(x)).outputs[0])
+
+        return by.make(h, 1, add)
+
+    def _stream_fuse(self, by: Strips, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        if self.fusion == "skip":
+            return levels[0], levels[1]
+        f2 = by.fuse(self.clff_level2, levels, 1, keep=True)
+        return by.fuse(self.clff_level1, levels, 0), f2
 
     @classmethod
     def detect(cls, state_dict: Mapping[str, Tensor]) -> Detected | None:
