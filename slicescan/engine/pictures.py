@@ -15,10 +15,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
 MANY = 1000
-"""More photographs are not read at once, so that a run begins in seconds."""
-
-EXPANDS = 10
-"""Bytes of pixels that a byte of a photograph's file holds, about: so JPEG compresses."""
+"""A folder of more photographs is not read at once."""
 
 
 class PhotoFolder(Sequence[Tensor]):
@@ -46,18 +43,14 @@ class PhotoFolder(Sequence[Tensor]):
 
 
 def open_pictures(folder: str | Path, memory: float = 4.0) -> Sequence[Tensor]:
-    """The photographs below a folder: read at once if they are few and, by their files, fit the memory; else later.
-
-    Args:
-        folder: Searched with its subfolders.
-        memory: GiB of pixels to keep.
+    """The photographs below a folder: all of them, or, of more than ``MANY``, a list that reads them when needed.
 
     Raises:
         FileNotFoundError: There is no such folder, or no image in it.
         ValueError: A file is not readable as an image; the message names it.
     """
     files = _find(Path(folder))
-    if len(files) > MANY or sum(file.stat().st_size for file in files) * EXPANDS > memory * 2**30:
+    if len(files) > MANY:
         return PhotoFolder(files, memory)
     return [image for _, image in read_pictures(folder)]
 

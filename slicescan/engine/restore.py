@@ -1,4 +1,4 @@
-"""Restore images: whole or in tiles, whatever type they come in."""
+"""Restore images: whole, as a stream or in tiles, whatever type they come in."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slicescan.engine.memory import bytes_a_pixel, free_memory, out_of_memory
+from slicescan.engine.stream import rows_that_fit, stream, why_not
 from slicescan.engine.tiles import tiled
 
 Mode = Literal["auto", "whole", "stream", "tile"]
@@ -46,8 +47,9 @@ def restore(
         image: A Pillow image of mode L, RGB or RGBA; or an array ``(h, w)``, ``(h, w, 1)``, ``(h, w, 3)`` or
             ``(h, w, 4)``, uint8, uint16, or floating point in [0, 1]; or a tensor ``(c, h, w)`` or ``(b, c, h, w)``
             with 1 or 3 channels, uint8 or floating point. Alpha channels are kept as they are.
-        mode: ``"whole"``: all at once. ``"tile"``: in overlapping tiles, blended; for networks that look at the whole
-            image the result is an approximation. ``"auto"``: whole if it fits into memory, else in tiles.
+        mode: ``"whole"``: all at once. ``"stream"``: in strips of rows, for networks that can, with the result of the
+            whole image. ``"tile"``: in overlapping tiles, blended; for networks that look at the whole image the result
+            is an approximation. ``"auto"``: whole if it fits into memory, else as a stream, else in tiles.
         tile: Side of a tile in pixels, rounded down to a size that the network likes; by default what fits into memory.
             With ``mode="auto"`` it asks for tiles. Running out of memory halves it.
         overlap: Least number of pixels that neighbouring tiles share, at most half a tile, 32 by default.
@@ -61,7 +63,7 @@ def restore(
     Raises:
         TypeError: The image is of an unknown type.
         ValueError: Shape, dtype, mode or number does not fit, or the network's result is not finite.
-        MemoryError: The image, or the smallest tile, does not fit into memory.
+        MemoryError: The image, the thinnest strip or the smallest tile does not fit into memory.
 
     Example:
         >>> restore(nn.Identity(), np.full((4, 5, 3), 200, np.uint8)).shape
@@ -97,8 +99,9 @@ def check_mode(model: nn.Module, mode: str) -> None:
     """
     if mode not in ("auto", "whole", "stream", "tile"):
         raise ValueError(f"mode must be 'auto', 'whole', 'stream' or 'tile', got {mode!r}")
-    if mode == "stream":
-        raise ValueError(f"{type(model).__name__} cannot stream; use mode='auto', 'whole' or 'tile'")
+    reason = why_not(model) if mode == "stream" else None
+    if reason is not None:
+        raise ValueError(f"{type(model).__name__} cannot stream: {reason}; use mode='auto', 'whole' or 'tile'")
 
 
 def _per_channel(model: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
@@ -141,14 +144,14 @@ def _fitting(
     device, dtype = weight.device, weight.dtype
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}[amp]
 
-    def treat(piece: Tensor) -> Tensor:
+    def treat(piece: Tensor, run: Callable[[Tensor], Tensor] = model) -> Tensor:
         piece = piece.to(device, dtype, copy=True)  # a network may overwrite what it is given
         with torch.autocast(device.type, precision) if precision else nullcontext():
-            made = model(piece)
+            made = run(piece)
         return _checked(model, piece, made).to("cpu", x.dtype)
 
     side = tile
-    if side is None and mode != "whole":
+    if side is None and mode in ("auto", "tile"):
         side = _side_that_fits(model, x, device, treat, amp)
     if mode == "whole" or (mode == "auto" and side is None):
         try:
@@ -159,13 +162,25 @@ def _fitting(
             if mode == "whole":
                 raise MemoryError(
                     f"an image of {x.shape[3]}x{x.shape[2]} does not fit into the memory of {device}; "
-                    f"use mode='auto' or 'tile'"
+                    f"use mode='auto', 'stream' or 'tile'"
                 ) from error
             side = max(max(x.shape[2:]) // 2, SMALLEST_TILE)
         else:
             if progress:
                 progress(1, 1)
             return made
+    if mode == "stream" or (mode == "auto" and tile is None and why_not(model) is None):
+        rows = None if mode == "stream" else _rows_that_fit(model, x, device, treat, amp)
+        if rows != 0:
+            try:
+                made = treat(x, lambda piece: stream(model, piece, rows))
+            except MemoryError:
+                if mode == "stream":
+                    raise
+            else:
+                if progress:
+                    progress(1, 1)
+                return made
     multiple = getattr(model, "size_multiple", 1)
     side = side or max(x.shape[2:])
     while True:
@@ -208,6 +223,18 @@ def _side_that_fits(
     if pixels * need <= RESERVE * free:
         return None
     return max(int((RESERVE * free / (need * x.shape[0])) ** 0.5), SMALLEST_TILE)
+
+
+def _rows_that_fit(
+    model: nn.Module, x: Tensor, device: torch.device, treat: Callable[[Tensor], Tensor], amp: Amp | None
+) -> int | None:
+    """Rows of strips that are predicted to fit; 0 if none are, None if that cannot be told."""
+    free = free_memory(device)
+    return (
+        None
+        if free is None
+        else rows_that_fit(model, x.shape, RESERVE * free, bytes_a_pixel(model, treat, x.shape[1], amp))
+    )
 
 
 def _converted(image: Any, run: Callable[[Tensor], Tensor]) -> Any:

@@ -305,7 +305,10 @@ def test_what_is_no_image_is_a_type_error():
     ("settings", "words"),
     [
         ({"mode": "fast"}, "mode must be 'auto', 'whole', 'stream' or 'tile', got 'fast'"),
-        ({"mode": "stream"}, "Identity cannot stream; use mode='auto', 'whole' or 'tile'"),
+        (
+            {"mode": "stream"},
+            "Identity cannot stream: it is no model of this package; use mode='auto', 'whole' or 'tile'",
+        ),
         ({"tile": 0}, "tile must be at least 1, got 0"),
         ({"overlap": -1}, "overlap must be at least 0, got -1"),
         ({"amp": "fp8"}, "amp must be 'bf16', 'fp16' or None, got 'fp8'"),
