@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slicescan import layers, ops
+    from slicescan.engine.erf import effective_receptive_field
     from slicescan.engine.profile import profile
     from slicescan.engine.restore import restore
     from slicescan.registry import (
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "create_model",
+    "effective_receptive_field",
     "is_model",
     "layers",
     "list_models",
@@ -36,7 +38,11 @@ __all__ = [
     "restore",
 ]
 
-_HOMES = {"profile": "slicescan.engine.profile", "restore": "slicescan.engine.restore"}
+_HOMES = {
+    "effective_receptive_field": "slicescan.engine.erf",
+    "profile": "slicescan.engine.profile",
+    "restore": "slicescan.engine.restore",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slicescan import __version__
+from slicescan.commands import erf, evaluate
+from slicescan.commands.options import count as _count
+from slicescan.commands.options import positive as _positive
+from slicescan.commands.options import shard as _shard
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,6 +84,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--iterations", type=int, help="length of the run")
     train.add_argument("--max-seconds", type=float, help="stop after this time; the same command goes on")
     train.set_defaults(run=_train)
+
+    evaluate.add(commands)
+    erf.add(commands)
 
     data = commands.add_parser("data", help="look at data sets").add_subparsers(metavar="WHAT", required=True)
     check = data.add_parser("check", help="layout, pairs, sizes and the first mismatch of a data set")
@@ -321,22 +328,3 @@ def _bar(total: int) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, unit="photo")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
-    return int(text)
-
-
-def _shard(text: str) -> tuple[int, int]:
-    part, _, count = text.partition("/")
-    if not (part.isdecimal() and count.isdecimal() and int(part) < int(count)):
-        raise argparse.ArgumentTypeError(f"expected i/n with 0 <= i < n, got {text!r}")
-    return int(part), int(count)

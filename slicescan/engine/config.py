@@ -56,7 +56,8 @@ class DataSection:
         flips: Pairs: mirror half of the patches left to right, and half top to bottom.
         quarter_turns: Pairs: share of patches turned by 90 degrees.
         short_last: Pairs: the last batch of an epoch holds what is left, instead of beginning the next epoch.
-        memory: GiB of pictures kept in memory; more are read again when they are needed.
+        memory: GiB of pictures kept in memory; more are read again when they are needed. Of up to 1000 photographs that
+            fit, each is drawn in proportion to its pixels; of more, each as often as another.
         measured: Pairs of ``validation`` that are measured, evenly spread; 0 for all.
     """
 
@@ -81,6 +82,10 @@ class DataSection:
     measured: int = 50
 
     def __post_init__(self) -> None:
+        if self.photos and self.pairs:
+            raise ValueError("photos and pairs are two kinds of pictures to learn from: name one of them")
+        if self.sharp and self.frames:
+            raise ValueError("sharp and frames do not go together: of averaged frames the middle one is sharp")
         steps = [stage.step for stage in self.progressive]
         if steps != sorted(set(steps)) or min(steps, default=1) < 1:
             raise ValueError(f"progressive: steps must grow from 1 on, got {steps}")

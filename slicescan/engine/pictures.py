@@ -15,7 +15,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
 MANY = 1000
-"""A folder of more photographs is not read at once."""
+"""More photographs are not read at once, so that a run begins in seconds."""
+
+EXPANDS = 10
+"""Bytes of pixels that a byte of a photograph's file holds, about: so JPEG compresses."""
 
 
 class PhotoFolder(Sequence[Tensor]):
@@ -43,14 +46,18 @@ class PhotoFolder(Sequence[Tensor]):
 
 
 def open_pictures(folder: str | Path, memory: float = 4.0) -> Sequence[Tensor]:
-    """The photographs below a folder: all of them, or, of more than ``MANY``, a list that reads them when needed.
+    """The photographs below a folder: read at once if they are few and, by their files, fit the memory; else later.
+
+    Args:
+        folder: Searched with its subfolders.
+        memory: GiB of pixels to keep.
 
     Raises:
         FileNotFoundError: There is no such folder, or no image in it.
         ValueError: A file is not readable as an image; the message names it.
     """
     files = _find(Path(folder))
-    if len(files) > MANY:
+    if len(files) > MANY or sum(file.stat().st_size for file in files) * EXPANDS > memory * 2**30:
         return PhotoFolder(files, memory)
     return [image for _, image in read_pictures(folder)]
 

@@ -67,6 +67,11 @@ def train(
         recipe = replace(recipe, model=replace(recipe.model, weights=""))  # the run has its own by now
     elif weights:
         recipe = replace(recipe, model=replace(recipe.model, weights=str(weights)))
+    if recipe.model.weights not in ("", "pretrained") and not Path(recipe.model.weights).exists():
+        raise FileNotFoundError(
+            f"{recipe.model.weights}: the run starts from these weights, and they are not there; train them first, or "
+            "pass weights=, or --weights on the command line"
+        )
     recipe = replace(recipe, data=_pictures(recipe.data, photos, pairs, validation))
     source, held_out = open_source(recipe, where), open_held_out(recipe.data)
     out.mkdir(parents=True, exist_ok=True)
@@ -152,9 +157,9 @@ def _pictures(
     if photos and pairs:
         raise ValueError("photos= and pairs= are two kinds of pictures to learn from: pass one of them")
     if photos:
-        data = replace(data, photos=str(photos), pairs="")
+        data = replace(data, photos=str(photos), pairs="", sharp="", frames=0)
     if pairs:
-        data = replace(data, pairs=str(pairs))
+        data = replace(data, pairs=str(pairs), photos="", sharp="")
     return replace(data, validation=str(validation)) if validation else data
 
 

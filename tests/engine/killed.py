@@ -47,16 +47,23 @@ def step_of(out: Path) -> int:
     return -1
 
 
-def kill_at_random(pairs: Path, out: Path, after: int, within: float) -> int:
-    """Kill a run once its checkpoint has passed a step, at a time drawn from the seconds that follow."""
+def kill_at_random(pairs: Path, out: Path, after: int, within: float) -> bool:
+    """Kill a run once its checkpoint has passed a step, at a time drawn from the seconds that follow.
+
+    Returns:
+        Whether it was still running.
+    """
     child = start(pairs, out)
-    while after >= 0 and step_of(out) <= after:
+    ended, status = 0, 0
+    while not ended and after >= 0 and step_of(out) <= after:
+        ended, status = os.waitpid(child, os.WNOHANG)
         time.sleep(0.001)
-    time.sleep(random.uniform(0, within))
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "the run was over before it was killed"
-    return step_of(out)
+    if not ended:
+        time.sleep(random.uniform(0, within))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL), status
+    return status == signal.SIGKILL
 
 
 def main(pairs: Path, out: Path) -> None:
@@ -66,9 +73,11 @@ def main(pairs: Path, out: Path) -> None:
     assert status == 0
     a_step = (time.monotonic() - begun) / (STEPS + 2)
     killed = out / "killed"
-    kills = [kill_at_random(pairs, killed, -1, a_step)]  # before there is any checkpoint, most likely
-    for _ in range(KILLS - 1):
-        kills.append(kill_at_random(pairs, killed, max(0, step_of(killed)), a_step / 2))
+    kills = []
+    for attempt in range(KILLS):  # the first before there is any checkpoint, most likely
+        after = max(0, step_of(killed)) if attempt else -1
+        if kill_at_random(pairs, killed, after, a_step / 2):
+            kills.append(step_of(killed))
     _, status = os.waitpid(start(pairs, killed), 0)
     assert status == 0
     print(json.dumps(kills))

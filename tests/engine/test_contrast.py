@@ -6,20 +6,12 @@ from safetensors.torch import save_file
 
 from slicescan.checkpoint import CheckpointError
 from slicescan.engine.contrast import FILE, Contrast
-
-WIDTHS = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128)}
-"""Convolutions of VGG-19 up to relu3_1: index in torchvision's ``features``, widths out and in."""
+from tests.engine.vgg import WIDTHS, random_weights, whole_file
 
 
 @pytest.fixture(scope="module")
 def weights():
-    draw = torch.Generator().manual_seed(0)
-    state = {}
-    for index, (out, width) in WIDTHS.items():
-        scale = (2 / (9 * width)) ** 0.5
-        state[f"features.{index}.weight"] = scale * torch.randn(out, width, 3, 3, generator=draw, dtype=torch.float64)
-        state[f"features.{index}.bias"] = 0.1 * torch.randn(out, generator=draw, dtype=torch.float64)
-    return state
+    return random_weights()
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +119,6 @@ def test_a_change_beside_the_centre_of_a_cell_does_not_count(contrast):
 @pytest.mark.parametrize(("h", "w"), [(4, 4), (5, 7), (11, 13)])
 def test_any_size_from_four_pixels_on(h, w, contrast):
     assert contrast(*images(h, w)).isfinite()
-
-
-def whole_file(weights):
-    """What torchvision's file holds besides."""
-    return {name: value.float() for name, value in weights.items()} | {
-        "features.12.weight": torch.zeros(1),
-        "classifier.0.weight": torch.zeros(1),
-    }
 
 
 def test_weights_come_from_a_file_or_the_cache_of_torchvision(weights, contrast, tmp_path, monkeypatch):

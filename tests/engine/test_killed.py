@@ -27,8 +27,8 @@ def test_a_process_killed_at_random_again_and_again_ends_with_the_bits_of_an_und
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     kills = json.loads(done.stdout)
-    assert len(kills) == killed.KILLS and kills == sorted(kills)
-    assert 0 < kills[1] < kills[-1] < killed.STEPS
+    assert kills == sorted(kills)
+    assert len({step for step in kills if 0 < step < killed.STEPS}) >= 2
     states = []
     for name in ("undisturbed", "killed"):
         run = Run(killed.RECIPE, torch.device("cpu"))

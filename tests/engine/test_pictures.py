@@ -55,12 +55,13 @@ def test_an_empty_or_absent_folder_is_an_error(tmp_path, name):
         read_pictures(tmp_path / name)
 
 
-def test_a_large_folder_is_listed_and_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "MANY", 2)
+@pytest.mark.parametrize(("many", "memory"), [(2, 4.0), (1000, 1e-6)])
+def test_a_large_folder_is_listed_and_not_read(many, memory, tmp_path, monkeypatch):
     expected = [write(tmp_path / f"{name}.png") for name in ("a", "bb")]
     assert isinstance(open_pictures(tmp_path), list)
     (tmp_path / "broken.png").write_bytes(b"")
-    found = open_pictures(tmp_path)
+    monkeypatch.setattr(pictures, "MANY", many)
+    found = open_pictures(tmp_path, memory)
     assert isinstance(found, PhotoFolder) and len(found) == 3
     assert np.array_equal(found[0].permute(1, 2, 0).numpy(), expected[0])
     assert np.array_equal(found[1:][0].permute(1, 2, 0).numpy(), expected[1])

@@ -17,7 +17,7 @@ from slicescan.engine.run import Run
 from slicescan.engine.train import open_held_out, train
 from slicescan.engine.training_state import read_state
 from tests.engine.data.sets import write
-from tests.engine.test_contrast import weights, whole_file  # noqa: F401  (a fixture)
+from tests.engine.vgg import random_weights, whole_file
 
 MODEL = ModelSection("xyscannet_tiny", {"dim": 4, "blocks": [1, 1, 1], "state": 2, "fusion_gate": "tensor"})
 RECIPE = Recipe(
@@ -157,7 +157,7 @@ def test_a_run_that_has_begun_no_longer_needs_the_weights_it_started_from(gopro,
     (tmp_path / "start.safetensors").unlink()
     train(recipe, out=tmp_path / "out", pairs=gopro, device="cpu")
     assert same(state(RECIPE, tmp_path / "out")[1], state(RECIPE, tmp_path / "whole")[1])
-    with pytest.raises(FileNotFoundError, match=r"start\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"start\.safetensors: the run starts from .* or --weights"):
         train(recipe, out=tmp_path / "other", pairs=gopro, device="cpu")
 
 
@@ -192,6 +192,12 @@ def test_a_batch_in_pieces_has_the_gradient_of_the_whole(pieces):
 def test_settings_that_do_not_go_together_are_errors(change, message):
     with pytest.raises(ValueError, match=message):
         replace(RECIPE, **change)
+
+
+@pytest.mark.parametrize("change", [{"photos": "a", "pairs": "b"}, {"sharp": "a", "frames": 3}])
+def test_pictures_come_from_one_place(change):
+    with pytest.raises(ValueError, match=" (and|are) .*(one of them|the middle one is sharp)"):
+        DataSection(**change)
 
 
 def test_rates_may_be_held_for_an_epoch():
@@ -253,8 +259,8 @@ def test_the_contrastive_loss_is_off_without_its_weights_and_says_so(gopro, tmp_
         train(named, out=tmp_path / "named", pairs=gopro, device="cpu")
 
 
-def test_the_contrastive_loss_is_added_and_runs_stay_exact(gopro, tmp_path, weights):  # noqa: F811
-    torch.save(whole_file(weights), tmp_path / "vgg.pth")
+def test_the_contrastive_loss_is_added_and_runs_stay_exact(gopro, tmp_path):
+    torch.save(whole_file(random_weights()), tmp_path / "vgg.pth")
     section = LossSection(contrast=0.5, vgg=str(tmp_path / "vgg.pth"))
     recipe = replace(RECIPE, loss=section, iterations=2)
     run, (blurred, sharp) = Run(recipe, CPU), batch()
