@@ -32,5 +32,10 @@ def test_a_factor_is_the_shortest_that_gives_every_width(factor, widths):
     assert damaged.factor("*.w", 0, 1) == factor
 
 
+def test_a_lost_or_lonely_companion_does_not_change_what_most_have():
+    found = shapes(a__w=(1,), b__w=(1,), c__w=(1,), a__b=(1,), b__b=(1,))
+    assert found.most("*.w", "*.b") and not found.most("*.w", "a.b") and not shapes().most("*.w", "*.b")
+
+
 def test_without_widths_a_factor_is_one():
     assert shapes().factor("*", 0, 1) == 1.0 and shapes(a=(3, 0)).factor("a", 0, 1) == 1.0

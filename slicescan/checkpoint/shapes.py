@@ -12,6 +12,8 @@ from torch import Tensor
 class Shapes(dict[str, tuple[int, ...]]):
     """Shapes of a state dict by name, and questions to them. One damaged weight is outvoted by its neighbours.
 
+    Axes are counted as Python counts them; a weight without such an axis is passed over.
+
     Example:
         >>> import torch
         >>> shapes = Shapes({f"body.{i}.fc.weight": torch.ones(12, 8) for i in range(3)})
@@ -30,7 +32,7 @@ class Shapes(dict[str, tuple[int, ...]]):
         """The commonest length of the given axes of the weights that fit the given patterns; 0 if there are none."""
         votes: Counter[int] = Counter()
         for pattern, axis in places:
-            votes.update(self[key][axis] for key in self.fit(pattern) if axis < len(self[key]))
+            votes.update(self[key][axis] for key in self.fit(pattern) if _has(self[key], axis))
         return votes.most_common(1)[0][0] if votes else 0
 
     def count(self, stage: str) -> int:
@@ -38,12 +40,17 @@ class Shapes(dict[str, tuple[int, ...]]):
         found = [int(match[1]) for key in self if (match := re.match(rf"{re.escape(stage)}\.(\d+)\.", key))]
         return max(found, default=-1) + 1
 
+    def most(self, pattern: str, companion: str) -> bool:
+        """Whether more than half of the weights that fit ``pattern`` have one that fits ``companion``, by number."""
+        return 2 * len(self.fit(companion)) > len(self.fit(pattern))
+
     def factor(self, pattern: str, inner: int, outer: int) -> float:
         """The shortest decimal number that times axis ``outer``, rounded down, is axis ``inner``, most often.
 
         1.0 if no weight fits the pattern.
         """
-        votes = Counter((self[key][outer], self[key][inner]) for key in self.fit(pattern) if len(self[key]) > 1)
+        fitting = [self[key] for key in self.fit(pattern) if _has(self[key], inner) and _has(self[key], outer)]
+        votes = Counter((shape[outer], shape[inner]) for shape in fitting)
 
         def agreement(digits_and_factor: tuple[int, float]) -> tuple[int, int]:
             digits, factor = digits_and_factor
@@ -56,3 +63,7 @@ class Shapes(dict[str, tuple[int, ...]]):
             if width
         ]
         return max(candidates, key=agreement, default=(0, 1.0))[1]
+
+
+def _has(shape: tuple[int, ...], axis: int) -> bool:
+    return -len(shape) <= axis < len(shape)

@@ -58,8 +58,8 @@ class NAFNet(Restorer):
         task="motion deblurring",
         supports=frozenset({"fp16", "bf16", "channels_last", "compile", "export"}),
         tiling="discouraged",
-        tiling_reason="every block averages over the whole image; with tlc=True the windows are fixed, and tiles that "
-        "overlap by more than a window agree with the whole image but for what comes from further away",
+        tiling_reason="every block averages over the whole image; with tlc=True over windows one and a half times as "
+        "wide as a training crop, which large tiles approximate",
         paper="https://arxiv.org/abs/2204.04676",
     )
     costs = {

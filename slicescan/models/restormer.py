@@ -165,16 +165,14 @@ class Restormer(Restorer):
         if not shapes.fit("*coder_level1.*.attn.temperature"):
             return None
         stages = [*((f"encoder_level{level}", f"decoder_level{level}") for level in (1, 2, 3)), ("latent",)]
-        biases = len(shapes.fit("*.ffn.*.bias")), len(shapes.fit("*.ffn.*.weight"))
-        norms = len(shapes.fit("*.norm?.body.bias")), len(shapes.fit("*.norm?.body.weight"))
         arguments = {
             "dim": shapes.size(("encoder_level1.*.body.*", 0), ("patch_embed.proj.weight", 0)),
             "blocks": [max(shapes.count(name) for name in names) for names in stages],
             "refinement": shapes.count("refinement"),
-            "heads": [shapes.size(*((f"{name}.*.attn.temperature", 0) for name in names)) for names in stages],
-            "ffn_expand": shapes.factor("*.ffn.project_out.weight", 1, 0),
-            "bias": 2 * biases[0] > biases[1],
-            "norm": "layer" if 2 * norms[0] > norms[1] else "bias_free",
+            "heads": [shapes.size(*((f"{name}.*.attn.temperature", -3) for name in names)) or 1 for names in stages],
+            "ffn_expand": shapes.factor("*.ffn.project_out.weight", -3, -4),
+            "bias": shapes.most("*.ffn.*.weight", "*.ffn.*.bias"),
+            "norm": "layer" if shapes.most("*.norm?.body.weight", "*.norm?.body.bias") else "bias_free",
             "in_chans": shapes.size(("output.*", 0), ("patch_embed.proj.weight", 1)),
         }
         return Detected(arguments, ())

@@ -236,29 +236,27 @@ class XYScanNet(Restorer):
         Which of the two own scanners a slot holds leaves no trace, nor does the gate of KLFF: both are assumed.
         """
         shapes = Shapes(state_dict)
-        block = "decoder_level1.0."
-        own, foreign = block + "{}.mamba.A_log", block + "{}.A_logs"
-        slots = ("intra", "inter")
-        marks = [own if own.format(slot) in shapes else foreign for slot in slots]
-        needed = ["patch_embed.proj.weight", "output.weight", *(m.format(s) for m, s in zip(marks, slots, strict=True))]
-        if any(key not in shapes for key in needed):
-            return None
-        dim = shapes.size(("encoder_level1.*.body.weight", 0), ("patch_embed.proj.weight", 0), ("output.weight", 1))
-        in_chans = shapes.size(("patch_embed.proj.weight", 1), ("output.weight", 0))
-        fusions = {"clff_level1.conv_n1.weight": "klff", "clff_level1.conv.0.main.0.weight": "aff"}
-        scanners = ["ss2d" if mark == foreign else slot for mark, slot in zip(marks, slots, strict=True)]
-        fusion = next((fusion for key, fusion in fusions.items() if key in shapes), "skip")
+        scanners = []
+        for slot in ("intra", "inter"):
+            own, foreign = (shapes.fit(f"decoder_level?.*.{slot}.{part}") for part in ("mamba.*", "A_logs"))
+            if not own and not foreign:
+                return None
+            scanners.append(slot if own else "ss2d")
+        aff, klff = shapes.fit("clff_level?.conv.?.main.0.*"), shapes.fit("clff_level?.conv_n?.*")
+        fusion = "aff" if aff else "klff" if klff else "skip"
         arguments = {
-            "dim": dim,
+            "dim": shapes.size(
+                ("encoder_level1.*.body.weight", 0), ("patch_embed.proj.weight", 0), ("output.weight", 1)
+            ),
             "blocks": [shapes.count(f"encoder_level{level}") for level in (1, 2, 3)],
             "state": shapes.size(*((f"decoder_level*.{mark}", 1) for mark in ("*.A_log", "*.A_logs"))),
-            "vssm_expand": shapes.factor("decoder_level*.int*.proj_out.weight", 1, 0),
-            "ffn_expand": shapes.factor("encoder_level*.ffn*.project_out.weight", 1, 0),
-            "bias": "output.bias" in shapes,
-            "norm": "layer" if "decoder_level1.0.norm1_ffn.body.bias" in shapes else "bias_free",
+            "vssm_expand": shapes.factor("decoder_level*.int*.proj_out.weight", -3, -4),
+            "ffn_expand": shapes.factor("encoder_level*.ffn*.project_out.weight", -3, -4),
+            "bias": shapes.most("*.ffn?.*.weight", "*.ffn?.*.bias"),
+            "norm": "layer" if shapes.most("*.norm?_ffn.body.weight", "*.norm?_ffn.body.bias") else "bias_free",
             "scanners": scanners,
             "fusion": fusion,
-            "in_chans": in_chans,
+            "in_chans": shapes.size(("patch_embed.proj.weight", 1), ("output.*", 0)),
         }
         assumed = ("scanners",) * (scanners != ["ss2d", "ss2d"]) + ("fusion_gate",) * (fusion == "klff")
         return Detected(arguments, assumed)

@@ -14,6 +14,7 @@ from slicescan.models.base import Restorer
 from slicescan.models.mimo_unet import MIMOUNet
 from slicescan.models.nafnet import NAFNet
 from slicescan.models.restormer import Restormer
+from slicescan.models.xyscannet import XYScanNet
 from tests.models.weights import error, far_from_default
 
 few = st.integers(1, 3)
@@ -58,12 +59,31 @@ def mimo_unets(draw: st.DrawFn) -> MIMOUNet:
     )
 
 
-NETWORKS = {"NAFNet": nafnets(), "Restormer": restormers(), "MIMOUNet": mimo_unets()}
-OPEN = {"NAFNet": {"tlc", "tlc_crop"}, "Restormer": set(), "MIMOUNet": {"dropout"}}
+@st.composite
+def xyscannets(draw: st.DrawFn) -> XYScanNet:
+    return XYScanNet(
+        2 * draw(st.integers(2, 4)),
+        blocks=draw(st.permutations([1, 1, 2])),
+        state=draw(st.sampled_from([1, 4])),
+        bias=draw(st.booleans()),
+        norm=draw(st.sampled_from(["layer", "bias_free"])),
+        scanners=draw(st.lists(st.sampled_from(["intra", "inter", "ss2d"]), min_size=2, max_size=2)),
+        fusion=draw(st.sampled_from(["klff", "aff", "skip"])),
+        in_chans=draw(st.sampled_from([1, 3])),
+    )
+
+
+NETWORKS = {"XYScanNet": xyscannets(), "NAFNet": nafnets(), "Restormer": restormers(), "MIMOUNet": mimo_unets()}
+OPEN = {
+    "XYScanNet": {"scanners", "fusion_gate"},
+    "NAFNet": {"tlc", "tlc_crop"},
+    "Restormer": set(),
+    "MIMOUNet": {"dropout"},
+}
 """Arguments that leave no trace in the weights."""
 
 every_family = pytest.mark.parametrize("family", NETWORKS)
-some = settings(deadline=None, derandomize=True, max_examples=6)
+some = settings(deadline=None, derandomize=True, max_examples=5)
 
 
 def same(found: dict, expected: dict) -> bool:
@@ -97,7 +117,7 @@ def test_names_and_shapes_rebuild_a_network_bit_by_bit(family, data):
 
 
 @every_family
-@settings(some, max_examples=25)
+@settings(some, max_examples=16)
 @given(data=st.data())
 def test_damage_is_named(family, data):
     """One weight that is gone, of another shape, or too many, wherever it is."""
