@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slicescan.commands.options import height_and_width, open_network, positive, shard
+from slicescan.commands.options import count, height_and_width, open_network, positive, shard
 
 
 def add(commands: Any) -> None:
@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
     command.add_argument("--checkpoint", metavar="FILE", help="weights for the model named by WHAT")
     command.add_argument("--mode", choices=["auto", "whole", "stream", "tile"], default="whole")
     command.add_argument("--tile", type=positive, help="side of a tile in pixels")
-    command.add_argument("--overlap", type=positive, help="pixels that neighbouring tiles share")
+    command.add_argument("--overlap", type=count, help="pixels that neighbouring tiles share")
     command.add_argument("--amp", choices=["bf16", "fp16"], help="run the network in this precision")
     command.add_argument("--ensemble", action="store_true", help="mean over rotations and reflections, 8 times slower")
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
