@@ -259,7 +259,7 @@ CAPABILITIES = {
 COVERING = {
     "XYScanNet": [{}, {"scanners": ("ss2d", "inter"), "fusion": "aff"}],
     "NAFNet": [{}, {"tlc": True, "tlc_crop": 4}],
-    "Restormer": [{}, {"norm": "bias_free"}],
+    "Restormer": [{}],
     "MIMOUNet": [{}],
 }
 """Arguments which together use every part of a family; tracing takes long, so only these are traced."""
