@@ -1,7 +1,9 @@
 """Layers for image restoration: one idea a file, ``nn.Module``s on ``(b, c, h, w)`` maps of any size."""
 
 from slicescan.layers.attention import MDTA
+from slicescan.layers.bidirectional import BidirectionalMamba
 from slicescan.layers.block import FeedForwardBlock, ScanBlock
+from slicescan.layers.channel_attention import CAB, ChannelAttention
 from slicescan.layers.cross_scan import SS2D
 from slicescan.layers.feedforward import GatedDconvFFN
 from slicescan.layers.fusion import AFF, KLFF
@@ -13,11 +15,15 @@ from slicescan.layers.norm import BiasFreeNorm2d, LayerNorm2d, with_body
 from slicescan.layers.resample import Downsample, ShuffleDownsample, ShuffleUpsample, Upsample
 from slicescan.layers.simple_gate import SimpleGate
 from slicescan.layers.slice_scan import SliceScan2D
+from slicescan.layers.vss import VSSBlock
 from slicescan.layers.vssm import InterVSSM, IntraVSSM
 
 __all__ = [
     "AFF",
     "BiasFreeNorm2d",
+    "BidirectionalMamba",
+    "CAB",
+    "ChannelAttention",
     "Downsample",
     "FeedForwardBlock",
     "GatedDconvFFN",
@@ -38,5 +44,6 @@ __all__ = [
     "SimpleGate",
     "SliceScan2D",
     "Upsample",
+    "VSSBlock",
     "with_body",
 ]

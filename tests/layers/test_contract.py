@@ -13,7 +13,10 @@ from torch import Tensor, nn
 import slicescan.layers
 from slicescan.layers import (
     AFF,
+    CAB,
     KLFF,
+    SS2D,
+    BidirectionalMamba,
     InterScan,
     InterVSSM,
     LocalMean2d,
@@ -55,6 +58,13 @@ def klff(gate: str) -> Case:
 
 RECIPES: dict[type, dict[str, Case]] = {
     Mamba: {"": Case(lambda: Mamba(DIM), maps=False)},
+    BidirectionalMamba: {"": Case(lambda: BidirectionalMamba(DIM, layer_scale=0.5), maps=False)},
+    SS2D: {
+        "": Case(lambda: SS2D(DIM)),
+        "cascade": Case(lambda: SS2D(DIM, paths="cascade2d", gate="none", out_norm="cnorm", out_act=True)),
+        "softmax": Case(lambda: SS2D(DIM, paths="bidi", gate="linear", out_norm="softmax", bias=True)),
+    },
+    CAB: {"": Case(lambda: CAB(DIM)), "light": Case(lambda: CAB(DIM, light=True))},
     KLFF: {gate: klff(gate) for gate in ("sample", "tensor", "pixel")},
     AFF: {"": Case(lambda: AFF((DIM, 16, 32), 16), (DIM, 16, 32), slice(0, 3))},
     SliceScan2D: {
