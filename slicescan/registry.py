@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from slicescan.checkpoint import Checkpoint, CheckpointError, load_weights, read_checkpoint, rename
 from slicescan.models.base import Detected, ModelRecord, Restorer, WeightSource
 from slicescan.models.mimo_unet import MIMOUNet
+from slicescan.models.mambair import MambaIR, MambaIRUNet
 from slicescan.models.nafnet import NAFNet
 from slicescan.models.restormer import Restormer
 from slicescan.models.xyscannet import XYScanNet
 
-FAMILIES: tuple[type[Restorer], ...] = (XYScanNet, NAFNet, Restormer, MIMOUNet)
+FAMILIES: tuple[type[Restorer], ...] = (XYScanNet, NAFNet, Restormer, MIMOUNet, MambaIR, MambaIRUNet)
 """Classes of this package; the names of their models are data, in ``variants``."""
 
 WEIGHTS = Path(__file__).parent / "weights"

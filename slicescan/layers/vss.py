@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ class VSSBlock(nn.Module):
         dim: Channels.
         state: Size of the state of each inner channel of the scan.
         expand: Inner channels of the scan relative to ``dim``.
-        bias: Whether the projections around the scan have a bias.
         light: Whether the channel attention block is the light one, see :class:`CAB`.
         drop_path: How often the scan is left out for an image while training.
 
@@ -37,19 +36,10 @@ class VSSBlock(nn.Module):
         torch.Size([1, 32, 3, 5])
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        state: int = 16,
-        expand: float = 2.0,
-        bias: bool = False,
-        light: bool = False,
-        drop_path: float = 0.0,
-    ):
+    def __init__(self, dim: int, *, state: int = 16, expand: float = 2.0, light: bool = False, drop_path: float = 0.0):
         super().__init__()
         self.ln_1 = LayerNorm2d(dim)
-        self.self_attention = SS2D(dim, state=state, expand=expand, bias=bias)
+        self.self_attention = SS2D(dim, state=state, expand=expand)
         self.drop_path = DropPath(drop_path)
         self.skip_scale = nn.Parameter(torch.ones(dim))
         self.conv_blk = CAB(dim, light=light)
@@ -99,7 +89,7 @@ class ResidualGroup(nn.Module):
                 nn.Conv2d(inner, dim, 3, padding=1),
             )
 
-    def forward(self, x: Tensor, run: Callable[[nn.Module, Tensor], Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, run: Callable[[Any, Tensor], Tensor] | None = None) -> Tensor:
         """Refine ``(b, dim, h, w)``; ``run(blocks, x)`` may say how the blocks are gone through."""
         blocks = self.residual_group[0]
         return x + self.conv(blocks(x) if run is None else run(blocks, x))

@@ -24,6 +24,8 @@ REDUCED = {
     "NAFNet": {"width": 8, "enc_blocks": (1, 2), "middle_blocks": 1, "dec_blocks": (1, 1)},
     "Restormer": {"dim": 8, "blocks": (1, 1, 1, 1), "refinement": 1, "heads": (1, 2, 2, 4)},
     "MIMOUNet": {"dim": 8, "num_res": 1},
+    "MambaIR": {"dim": 8, "depths": (1, 1), "state": 4, "expand": 1.5, "in_chans": 3},
+    "MambaIRUNet": {"dim": 8, "blocks": (1, 1, 1, 1), "refinement": 1, "state": 4},
 }
 """Arguments that make a small model of each family; a new family adds its own here."""
 
@@ -69,7 +71,7 @@ def test_any_size_comes_back_as_it_went_in(model, b, h, w):
 @torch.no_grad()
 def test_a_strip_one_pixel_wide_is_an_ordinary_image(model):
     for shape in ((1, 3, 1, 70), (1, 3, 70, 1), (1, 3, 1, 1)):
-        assert model(images(*shape)).shape == shape
+        assert model(images(*shape)).shape == (1, 3, shape[2] * model.scale, shape[3] * model.scale)
 
 
 @torch.no_grad()
@@ -261,6 +263,8 @@ COVERING = {
     "NAFNet": [{}, {"tlc": True, "tlc_crop": 4}],
     "Restormer": [{}],
     "MIMOUNet": [{}],
+    "MambaIR": [{"depths": (1,)}, {"depths": (1,), "upsampler": "pixelshuffledirect", "scale": 2}],
+    "MambaIRUNet": [{}],
 }
 """Arguments which together use every part of a family; tracing takes long, so only these are traced."""
 
@@ -293,7 +297,7 @@ def test_the_record_tells_the_true_cost(name):
     record = model_entry(name)
     with torch.device("meta"):
         model = create_model(name)
-    found = profile(model, (3, 256, 256))
+    found = profile(model, (model.in_chans, 256, 256))
     assert (record.params, record.macs_256) == (found.params, found.macs)
     assert found.params == sum(parameter.numel() for parameter in model.parameters())
     assert (record.scale, record.size_multiple, record.min_size) == (model.scale, model.size_multiple, 1)
