@@ -124,17 +124,17 @@ class SS2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scan ``(b, dim, h, w)``."""
         pixels = as_map(channels_last(x))
-        u = F.silu(self.conv2d(as_image(self._project(pixels, slice(0, self.inner)))))
-        y = self.out_norm(as_image(self._scan(as_map(u))))
-        y = as_map(F.gelu(y) if self.out_act else y)
-        if self.gate != "none":  # made only now, so that it need not wait for the scans
-            z = self._project(pixels, slice(self.inner, 2 * self.inner))
-            y = y * (F.silu(z) if self.gate == "silu" else z)
+        # Nested, so that no map outlives its use.
+        y = self._scan(as_map(F.silu(self.conv2d(as_image(self._project(pixels, 0))))))
+        y = as_map(self.out_norm(as_image(y)))
+        y = F.gelu(y) if self.out_act else y
+        if self.gate != "none":  # made only now: it need not wait for the scans
+            y = y * (F.silu(self._project(pixels, 1)) if self.gate == "silu" else self._project(pixels, 1))
         return ordered_like(as_image(self.out_proj(y)), x)
 
-    def _project(self, pixels: Tensor, part: slice) -> Tensor:
-        """One half of ``in_proj``."""
-        bias = self.in_proj.bias
+    def _project(self, pixels: Tensor, half: int) -> Tensor:
+        """One half of what ``in_proj`` makes: 0 is scanned, 1 is the gate."""
+        part, bias = slice(half * self.inner, (half + 1) * self.inner), self.in_proj.bias
         return F.linear(pixels, self.in_proj.weight[part], None if bias is None else bias[part])
 
     def _scan(self, u: Tensor) -> Tensor:
@@ -152,8 +152,7 @@ class SS2D(nn.Module):
             across = 1 if axis == "w" else 2
             bands = _bands(u, across)
             if len(bands) == 1:
-                y, _ = self._path(u, k, carry, None)
-                total = y if total is None else total.add_(y)
+                total = self._path(u, k, carry)[0] if total is None else total.add_(self._path(u, k, carry)[0])
                 continue
             total = torch.zeros_like(u) if total is None else total
             last = None
@@ -163,7 +162,7 @@ class SS2D(nn.Module):
         assert total is not None
         return total
 
-    def _path(self, u: Tensor, k: int, carry: bool, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _path(self, u: Tensor, k: int, carry: bool, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:
         axis, reverse = PATHS[self.paths][k]
         channels = slice(k * self.inner, (k + 1) * self.inner)
         step, B, C = F.linear(u, self.x_proj_weight[k]).split([self.dt_rank, self.state, self.state], -1)

@@ -174,26 +174,26 @@ class MambaIR(Restorer):
     def detect(cls, state_dict: Mapping[str, Tensor]) -> Detected | None:
         """Read constructor arguments off published names and shapes; None if they are not this network's."""
         shapes = Shapes(state_dict)
-        first = "layers.0.residual_group.blocks.0.self_attention.A_logs"
-        if any(key not in shapes for key in (first, "conv_first.weight", "conv_after_body.weight")):
+        if not shapes.fit("layers.*.residual_group.blocks.*.self_attention.*"):
             return None
-        in_chans = shapes.size(("conv_first.weight", 1))
+        first = shapes.get("conv_first.weight", ())
+        in_chans = first[1] if len(first) == 4 else 3
         upsampler, scale = "none", 1
-        if "conv_before_upsample.0.weight" in shapes:
-            upsampler, steps = "pixelshuffle", shapes.fit("upsample.*.weight")
-            scale = math.prod(math.isqrt(shapes[step][0] // max(1, shapes[step][1])) for step in steps)
-        elif "upsample.0.weight" in shapes:
-            upsampler = "pixelshuffledirect"
-            scale = math.isqrt(shapes["upsample.0.weight"][0] // max(1, in_chans))
+        if shapes.fit("conv_before_upsample.*"):
+            upsampler, grown = "pixelshuffle", shapes.size(("upsample.0.weight", 0), ("upsample.0.bias", 0))
+            scale = 3 if grown == 9 * 64 else 2 ** ((shapes.count("upsample") + 1) // 2)
+        elif shapes.fit("upsample.0.*"):
+            upsampler, grown = "pixelshuffledirect", shapes.size(("upsample.0.bias", 0), ("upsample.0.weight", 0))
+            scale = max(1, math.isqrt(grown // in_chans))
         groups = range(shapes.count("layers"))
         arguments = {
-            "dim": shapes.size(("layers.*.skip_scale*", 0), ("conv_first.weight", 0)),
+            "dim": shapes.size(("layers.*.skip_scale*", 0), ("layers.*.ln_1.*", 0)),
             "depths": [shapes.count(f"layers.{i}.residual_group.blocks") for i in groups],
             "state": shapes.size(("*.A_logs", 1)),
-            "expand": shapes.factor("*.self_attention.out_proj.weight", 1, 0),
+            "expand": _expand(shapes, "layers"),
             "upsampler": upsampler,
             "scale": scale,
-            "convs": "3conv" if "layers.0.conv.0.weight" in shapes else "1conv",
+            "convs": "3conv" if shapes.fit("layers.*.conv.?.*") else "1conv",
             "in_chans": in_chans,
         }
         return Detected(arguments, ("drop_path",))
@@ -307,19 +307,32 @@ class MambaIRUNet(Restorer):
     def detect(cls, state_dict: Mapping[str, Tensor]) -> Detected | None:
         """Read constructor arguments off published names and shapes; None if they are not this network's."""
         shapes = Shapes(state_dict)
-        needed = ("encoder_level1.0.self_attention.A_logs", "latent.0.self_attention.A_logs", "patch_embed.proj.weight")
-        if any(key not in shapes for key in needed):
+        if not all(shapes.fit(f"{stage}.*.self_attention.*") for stage in ("encoder_level1", "latent")):
             return None
+        first, last = shapes.get("patch_embed.proj.weight", ()), shapes.get("output.weight", ())
+        dual_pixel = bool(shapes.fit("skip_conv.*")) or first[1:2] == tuple(2 * out for out in last[:1])
+        in_chans = first[1] if len(first) == 4 else (2 if dual_pixel else 1) * (last[0] if len(last) == 4 else 3)
         arguments = {
-            "dim": shapes.size(("encoder_level1.*.skip_scale*", 0), ("patch_embed.proj.weight", 0)),
+            "dim": shapes.size(("encoder_level1.*.skip_scale*", 0), ("encoder_level1.*.ln_1.*", 0)),
             "blocks": [shapes.count(f"encoder_level{level}") for level in (1, 2, 3)] + [shapes.count("latent")],
             "refinement": shapes.count("refinement"),
             "state": shapes.size(("*.A_logs", 1)),
-            "expand": shapes.factor("*.self_attention.out_proj.weight", 1, 0),
-            "dual_pixel": "skip_conv.weight" in shapes,
-            "in_chans": shapes.size(("patch_embed.proj.weight", 1)),
+            "expand": _expand(shapes, "encoder_level1", "encoder_level2", "encoder_level3", "latent"),
+            "dual_pixel": dual_pixel,
+            "in_chans": in_chans,
         }
         return Detected(arguments, ())
+
+
+def _expand(shapes: Shapes, *stages: str) -> float:
+    """The inner width of the scans of some stages relative to their own."""
+    scan, widths = "*.self_attention.", Shapes({})
+    for stage in stages:
+        inner = [
+            (f"{stage}{scan}{name}", axis) for name, axis in (("out_norm.*", 0), ("conv2d.*", 0), ("out_proj.*", 1))
+        ]
+        widths[stage] = shapes.size(*inner), shapes.size((f"{stage}.*.ln_?.*", 0), (f"{stage}.*.skip_scale*", 0))
+    return widths.factor("*", 0, 1)
 
 
 def _enlarging(scale: int, dim: int) -> list[nn.Module]:

@@ -178,25 +178,77 @@ def _resized(x: Tensor, h: int, w: int) -> Tensor:
     return x
 
 
-def cross_scan(p: Parameters, x: Tensor) -> Tensor:
+def cross_scan(
+    p: Parameters,
+    x: Tensor,
+    paths: str = "cross2d",
+    gate: str = "silu",
+    out_norm: str = "layer",
+    out_act: bool = False,
+) -> Tensor:
     """SS2D: four flattened sequences, each with its own parameters."""
-    b, c, h, w = x.shape
-    e, n, r = p["out_norm.weight"].numel(), p["A_logs"].shape[1], p["dt_projs_weight"].shape[2]
+    e = p["conv2d.weight"].shape[0]
     projected = torch.einsum("oc,bchw->bohw", p["in_proj.weight"], x)
-    u, z = projected.split(e, 1)
-    u = depthwise(p["conv2d.weight"], u) + p["conv2d.bias"][:, None, None]
+    if "in_proj.bias" in p:
+        projected = projected + p["in_proj.bias"][:, None, None]
+    u = depthwise(p["conv2d.weight"], projected[:, :e])
+    if "conv2d.bias" in p:
+        u = u + p["conv2d.bias"][:, None, None]
     u = u / (1 + torch.exp(-u))
+    total = _cascade(p, u) if paths == "cascade2d" else _sum_of_paths(p, u, paths)
+    total = _after_scan(inside(p, "out_norm"), total, out_norm)
+    if out_act:
+        total = total * (1 + torch.erf(total / 2**0.5)) / 2
+    if gate != "none":
+        z = projected[:, e:]
+        total = total * (z / (1 + torch.exp(-z)) if gate == "silu" else z)
+    y = torch.einsum("oc,bchw->bohw", p["out_proj.weight"], total)
+    return y + p["out_proj.bias"][:, None, None] if "out_proj.bias" in p else y
+
+
+def _sum_of_paths(p: Parameters, u: Tensor, paths: str) -> Tensor:
+    b, e, h, w = u.shape
     by_row, by_column = u.reshape(b, e, h * w), u.transpose(2, 3).reshape(b, e, h * w)
+    sequences = {
+        "cross2d": [by_row, by_column, by_row.flip(2), by_column.flip(2)],
+        "unidi": [by_row] * 4,
+        "bidi": [by_row, by_row, by_row.flip(2), by_row.flip(2)],
+    }[paths]
     total = torch.zeros_like(u)
-    for k, sequence in enumerate([by_row, by_column, by_row.flip(2), by_column.flip(2)]):
-        y = _one_path(p, k, sequence, e, n, r)
-        y = y.flip(2) if k >= 2 else y
-        total = total + (y.reshape(b, e, w, h).transpose(2, 3) if k % 2 else y.reshape(b, e, h, w))
-    total = layer_norm(inside(p, "out_norm"), total)
-    return torch.einsum("oc,bchw->bohw", p["out_proj.weight"], total * z / (1 + torch.exp(-z)))
+    for k, sequence in enumerate(sequences):
+        y = _one_path(p, k, sequence)
+        if k >= 2 and paths != "unidi":
+            y = y.flip(2)
+        turned = paths == "cross2d" and k % 2
+        total = total + (y.reshape(b, e, w, h).transpose(2, 3) if turned else y.reshape(b, e, h, w))
+    return total
 
 
-def _one_path(p: Parameters, k: int, u: Tensor, e: int, n: int, r: int) -> Tensor:
+def _cascade(p: Parameters, u: Tensor) -> Tensor:
+    """Every row both ways, then every column both ways."""
+    for first in (0, 1):
+        centred = u - u.mean(1, keepdim=True)
+        u = centred / torch.sqrt((centred**2).mean(1, keepdim=True) + 1e-5)
+        u = u.transpose(2, 3) if first else u
+        slices = [_one_path(p, first, s) + _one_path(p, first + 2, s.flip(2)).flip(2) for s in u.unbind(2)]
+        u = torch.stack(slices, 2)
+        u = u.transpose(2, 3) if first else u
+    return u
+
+
+def _after_scan(p: Parameters, y: Tensor, kind: str) -> Tensor:
+    if kind == "cnorm":
+        return depthwise(p["1.weight"], layer_norm(inside(p, "0"), y))
+    if kind == "dwconv3":
+        return depthwise(p["weight"], y)
+    if kind == "softmax":
+        powers = torch.exp(y - y.amax((2, 3), keepdim=True))
+        return powers / powers.sum((2, 3), keepdim=True)
+    return {"none": lambda: y, "sigmoid": lambda: 1 / (1 + torch.exp(-y)), "layer": lambda: layer_norm(p, y)}[kind]()
+
+
+def _one_path(p: Parameters, k: int, u: Tensor) -> Tensor:
+    e, n, r = p["conv2d.weight"].shape[0], p["A_logs"].shape[1], p["dt_projs_weight"].shape[2]
     A, D = -torch.exp(p["A_logs"][k * e : (k + 1) * e]), p["Ds"][k * e : (k + 1) * e]
     state, outputs = u.new_zeros(u.shape[0], e, n), []
     for t in range(u.shape[2]):
@@ -206,3 +258,43 @@ def _one_path(p: Parameters, k: int, u: Tensor, e: int, n: int, r: int) -> Tenso
         state = torch.exp(delta[:, :, None] * A) * state + (delta * u[:, :, t])[:, :, None] * B[:, None, :]
         outputs.append((state * C[:, None, :]).sum(-1) + D * u[:, :, t])
     return torch.stack(outputs, 2)
+
+
+def channel_attention(p: Parameters, x: Tensor) -> Tensor:
+    """ChannelAttention: a gate for each channel from the means of all."""
+    means = x.mean((2, 3), keepdim=True)
+    squeezed = (pointwise(p["attention.1.weight"], means) + p["attention.1.bias"][:, None, None]).clamp(min=0)
+    gate = pointwise(p["attention.3.weight"], squeezed) + p["attention.3.bias"][:, None, None]
+    return x / (1 + torch.exp(-gate))
+
+
+def cab(p: Parameters, x: Tensor) -> Tensor:
+    """CAB, the light form if its parameters are."""
+
+    def convolve(i: int, x: Tensor, **options) -> Tensor:
+        return F.conv2d(x, p[f"cab.{i}.weight"], p[f"cab.{i}.bias"], **options)
+
+    if "cab.5.attention.1.weight" in p:
+        x = convolve(0, x)
+        x = convolve(1, x, padding=1, groups=x.shape[1])
+        x = convolve(3, x * (1 + torch.erf(x / 2**0.5)) / 2)
+        return channel_attention(inside(p, "cab.5"), convolve(4, x, padding=2, dilation=2, groups=x.shape[1]))
+    x = convolve(0, x, padding=1)
+    return channel_attention(inside(p, "cab.3"), convolve(2, x * (1 + torch.erf(x / 2**0.5)) / 2, padding=1))
+
+
+def vss_block(p: Parameters, x: Tensor) -> Tensor:
+    """VSSBlock without dropping."""
+    scale, scale2 = p["skip_scale"][:, None, None], p["skip_scale2"][:, None, None]
+    x = scale * x + cross_scan(inside(p, "self_attention"), layer_norm(inside(p, "ln_1"), x))
+    return scale2 * x + cab(inside(p, "conv_blk"), layer_norm(inside(p, "ln_2"), x))
+
+
+def bidirectional_mamba(p: Parameters, s: Tensor) -> Tensor:
+    """BidirectionalMamba, halved: two Mambas with one first and one last projection."""
+    back = {**p, "A_log": p["A_b_log"], "D": p.get("D_b", p["D"])}
+    for name in ("conv1d.weight", "conv1d.bias", "x_proj.weight", "dt_proj.weight", "dt_proj.bias"):
+        module, _, last = name.partition(".")
+        back[name] = p.get(f"{module}_b.{last}", p[name])
+    y = (mamba(p, s) + mamba(back, s.flip(1)).flip(1)) / 2
+    return y * p["gamma"] if "gamma" in p else y

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from slicescan import create_model, load
 from slicescan.checkpoint import CheckpointError, write_checkpoint
 from slicescan.models.base import Restorer
+from slicescan.models.mambair import MambaIR, MambaIRUNet
 from slicescan.models.mimo_unet import MIMOUNet
 from slicescan.models.nafnet import NAFNet
 from slicescan.models.restormer import Restormer
@@ -73,12 +74,49 @@ def xyscannets(draw: st.DrawFn) -> XYScanNet:
     )
 
 
-NETWORKS = {"XYScanNet": xyscannets(), "NAFNet": nafnets(), "Restormer": restormers(), "MIMOUNet": mimo_unets()}
+@st.composite
+def mambairs(draw: st.DrawFn) -> MambaIR:
+    dim, expand = draw(st.sampled_from([(4, 1.0), (5, 2.0), (8, 1.5), (10, 1.2)]))
+    heads = [("none", 1), *(("pixelshuffle", s) for s in (2, 3, 4)), *(("pixelshuffledirect", s) for s in (1, 2, 3, 4))]
+    upsampler, scale = draw(st.sampled_from(heads))
+    return MambaIR(
+        dim,
+        depths=draw(st.lists(st.integers(2, 3), min_size=2, max_size=3)),
+        state=draw(few),
+        expand=expand,
+        upsampler=upsampler,
+        scale=scale,
+        convs=draw(st.sampled_from(["1conv", "3conv"])),
+        drop_path=draw(st.sampled_from([0.0, 0.1])),
+        in_chans=draw(st.sampled_from([1, 3])),
+    )
+
+
+@st.composite
+def mambair_unets(draw: st.DrawFn) -> MambaIRUNet:
+    dual_pixel = draw(st.booleans())
+    return MambaIRUNet(
+        2 * draw(few),
+        blocks=draw(st.sampled_from([[1, 1, 1, 1], [2, 1, 1, 2]])),
+        refinement=draw(few),
+        state=draw(few),
+        expand=draw(st.sampled_from([1.0, 1.5, 2.0])),
+        dual_pixel=dual_pixel,
+        in_chans=draw(st.sampled_from([2, 6] if dual_pixel else [1, 3])),
+    )
+
+
+NETWORKS = {"XYScanNet": xyscannets(), "NAFNet": nafnets(), "Restormer": restormers(), "MIMOUNet": mimo_unets(),
+    "MambaIR": mambairs(),
+    "MambaIRUNet": mambair_unets(),
+}
 OPEN = {
     "XYScanNet": {"scanners", "fusion_gate"},
     "NAFNet": {"tlc", "tlc_crop"},
     "Restormer": set(),
     "MIMOUNet": {"dropout"},
+    "MambaIR": {"drop_path"},
+    "MambaIRUNet": set(),
 }
 """Arguments that leave no trace in the weights."""
 
