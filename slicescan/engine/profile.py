@@ -1,7 +1,7 @@
 """What a model costs: parameters, multiply-adds, scan updates, memory. Only shapes are followed; nothing is run."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +65,7 @@ def profile(model: nn.Module, size: Sequence[int] = (3, 256, 256)) -> Profile:
             for name, weight in weights.items()
         }
         image = torch.empty(1, *size, dtype=dtype, device=device)
+        memory.leave_out(shadows.values())
         memory.follow(image)
         with counter, memory:
             torch.func.functional_call(model, shadows, (image,))
@@ -99,16 +100,28 @@ class _LiveMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
+        self._held = 0  # by what is alive, and by what went since that was last looked at
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._left_out: set[int] = set()
+
+    def leave_out(self, tensors: Iterable[Tensor]) -> None:
+        """Never count these, nor views of them."""
+        self._left_out.update(tensor.untyped_storage()._cdata for tensor in tensors)
 
     def follow(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
+        known = self._alive.get(storage._cdata)
+        if storage._cdata in self._left_out or (known is not None and not known[0].expired()):
+            return
+        self._held += storage.nbytes() - (known[1] if known is not None else 0)
         self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        if self._held > self.peak:  # perhaps; look what is still there
+            self._alive = {key: kept for key, kept in self._alive.items() if not kept[0].expired()}
+            self._held = sum(size for _, size in self._alive.values())
+            self.peak = max(self.peak, self._held)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self._alive = {key: kept for key, kept in self._alive.items() if not kept[0].expired()}
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.follow(leaf)

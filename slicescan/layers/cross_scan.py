@@ -146,28 +146,34 @@ class SS2D(nn.Module):
         return u
 
     def _sum(self, u: Tensor, chosen: Iterable[int], *, carry: bool) -> Tensor:
-        total = None
+        total, decay = None, decay_rates(self.A_logs)
         for k in chosen:
             axis, reverse = PATHS[self.paths][k]
             across = 1 if axis == "w" else 2
             bands = _bands(u, across)
             if len(bands) == 1:
-                total = self._path(u, k, carry)[0] if total is None else total.add_(self._path(u, k, carry)[0])
+                total = (
+                    self._path(u, k, decay, carry)[0]
+                    if total is None
+                    else total.add_(self._path(u, k, decay, carry)[0])
+                )
                 continue
             total = torch.zeros_like(u) if total is None else total
             last = None
             for band in reversed(bands) if reverse else bands:
-                y, last = self._path(u.narrow(across, *band), k, carry, last if carry else None)
+                y, last = self._path(u.narrow(across, *band), k, decay, carry, last if carry else None)
                 total.narrow(across, *band).add_(y)
         assert total is not None
         return total
 
-    def _path(self, u: Tensor, k: int, carry: bool, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _path(
+        self, u: Tensor, k: int, decay: Tensor, carry: bool, initial: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         axis, reverse = PATHS[self.paths][k]
         channels = slice(k * self.inner, (k + 1) * self.inner)
         step, B, C = F.linear(u, self.x_proj_weight[k]).split([self.dt_rank, self.state, self.state], -1)
         return slice_scan(
-            u, F.linear(step, self.dt_projs_weight[k]), decay_rates(self.A_logs[channels]), B, C, self.Ds[channels],
+            u, F.linear(step, self.dt_projs_weight[k]), decay[channels], B, C, self.Ds[channels],
             None, self.dt_projs_bias[k], axis=axis, reverse=reverse, carry=carry, delta_softplus=True,
             initial_state=initial, return_last_state=True,
         )  # fmt: skip
