@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from slicescan.checkpoint import Checkpoint, CheckpointError, load_weights, read_checkpoint, rename
 from slicescan.models.base import Detected, ModelRecord, Restorer, WeightSource
-from slicescan.models.mimo_unet import MIMOUNet
 from slicescan.models.mambair import MambaIR, MambaIRUNet
+from slicescan.models.mimo_unet import MIMOUNet
 from slicescan.models.nafnet import NAFNet
 from slicescan.models.restormer import Restormer
 from slicescan.models.xyscannet import XYScanNet

@@ -152,11 +152,7 @@ class SS2D(nn.Module):
             across = 1 if axis == "w" else 2
             bands = _bands(u, across)
             if len(bands) == 1:
-                total = (
-                    self._path(u, k, decay, carry)[0]
-                    if total is None
-                    else total.add_(self._path(u, k, decay, carry)[0])
-                )
+                total = _added(total, self._path(u, k, decay, carry)[0])
                 continue
             total = torch.zeros_like(u) if total is None else total
             last = None
@@ -181,6 +177,10 @@ class SS2D(nn.Module):
     def extra_repr(self) -> str:
         """Sizes and choices that the submodules do not show, for ``repr``."""
         return f"state={self.state}, dt_rank={self.dt_rank}, paths={self.paths!r}, gate={self.gate!r}"
+
+
+def _added(total: Tensor | None, y: Tensor) -> Tensor:
+    return y if total is None else total.add_(y)
 
 
 def _bands(u: Tensor, across: int) -> list[tuple[int, int]]:

@@ -76,3 +76,18 @@ def test_a_model_without_memory_is_profiled_like_one_with_it():
     with torch.device("meta"):
         light = create_model("xyscannet_tiny", dim=8, blocks=(1, 1, 1))
     assert profile(light, (3, 16, 16)) == profile(full, (3, 16, 16))
+
+
+class Halves(nn.Module):
+    """Uses its weight by parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1000, 4))
+
+    def forward(self, x):
+        return x * self.weight[:1].sum() + self.weight[1:2].sum()
+
+
+def test_views_of_weights_are_no_activations():
+    assert profile(Halves(), (3, 4, 4)).activation_bytes <= 3 * 3 * 16 * 4 + 16
