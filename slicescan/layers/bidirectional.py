@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicescan.layers.mamba import Mamba, decay_rates, log_decay
+from slicescan.layers.mamba import Mamba, Past, decay_rates, log_decay
 from slicescan.ops import causal_conv, slice_scan
 
 
@@ -73,15 +73,19 @@ class BidirectionalMamba(Mamba):
         with torch.no_grad():
             self.out_proj.weight.div_(depth**0.5)
 
-    def _scan(self, x: Tensor, axis: Literal["h", "w"]) -> Tensor:
+    def resume(self, x: Tensor, past: Past | None, *, axis: Literal["h", "w"]) -> tuple[Tensor, Past]:
+        """Not possible: the way back begins at the end."""
+        raise NotImplementedError("BidirectionalMamba cannot resume a sequence: it needs the whole of it at once")
+
+    def _scan(self, x: Tensor, axis: Literal["h", "w"], past: Past | None = None) -> tuple[Tensor, Tensor, Tensor]:
         u, z = self.in_proj(x).chunk(2, -1)
         own = (self.conv1d, self.x_proj, self.dt_proj)
         other = own if self.shared else (self.conv1d_b, self.x_proj_b, self.dt_proj_b)
-        forward = self._one_way(u, z, *own, self.A_log, self.D, axis=axis, reverse=False)
+        y, last = self._one_way(u, z, *own, self.A_log, self.D, axis=axis, reverse=False)
         skip = self.D if self.shared else self.D_b
-        y = forward.add_(self._one_way(u, z, *other, self.A_b_log, skip, axis=axis, reverse=True))
+        y.add_(self._one_way(u, z, *other, self.A_b_log, skip, axis=axis, reverse=True)[0])
         y = self.out_proj(y / 2 if self.divide else y)
-        return y if self.gamma is None else y * self.gamma
+        return y if self.gamma is None else y * self.gamma, u, last
 
     def _one_way(
         self,
@@ -95,7 +99,7 @@ class BidirectionalMamba(Mamba):
         *,
         axis: Literal["h", "w"],
         reverse: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         taps = conv.weight[:, 0]
         if reverse:  # the same convolution mirrored: taps the other way round, and a result that looks ahead
             ahead = taps.shape[1] - 1
@@ -107,5 +111,5 @@ class BidirectionalMamba(Mamba):
         step, B, C = x_proj(u).split([self.dt_rank, self.state, self.state], -1)
         return slice_scan(
             u, F.linear(step, dt_proj.weight), decay_rates(A_log), B, C, D, z, dt_proj.bias,
-            axis=axis, reverse=reverse, delta_softplus=True,
+            axis=axis, reverse=reverse, delta_softplus=True, return_last_state=True,
         )  # fmt: skip

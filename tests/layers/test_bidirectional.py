@@ -66,3 +66,8 @@ def test_the_last_projection_starts_smaller_in_a_deep_network_and_the_sum_may_st
     whole.load_state_dict(shallow.state_dict())
     x = noise(1, 5, 4).float()
     assert relative(whole(x), 2 * shallow(x)) < 1e-6
+
+
+def test_a_sequence_cannot_be_resumed():
+    with pytest.raises(NotImplementedError, match="BidirectionalMamba cannot resume a sequence"):
+        BidirectionalMamba(4).resume(torch.ones(1, 2, 3, 4), None, axis="h")

@@ -106,7 +106,11 @@ def mambair_unets(draw: st.DrawFn) -> MambaIRUNet:
     )
 
 
-NETWORKS = {"XYScanNet": xyscannets(), "NAFNet": nafnets(), "Restormer": restormers(), "MIMOUNet": mimo_unets(),
+NETWORKS = {
+    "XYScanNet": xyscannets(),
+    "NAFNet": nafnets(),
+    "Restormer": restormers(),
+    "MIMOUNet": mimo_unets(),
     "MambaIR": mambairs(),
     "MambaIRUNet": mambair_unets(),
 }
