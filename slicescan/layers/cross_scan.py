@@ -37,7 +37,7 @@ class SS2D(nn.Module):
         y = out_proj( out_norm( sum of the four scans of u ) * silu(z) )
 
     Each path has its own projections, decay rates and skip. The paths are scanned one after the other on one map and
-    summed in place; without gradients, step sizes and outputs exist for a band of slices only.
+    summed in place; on a CPU without gradients, step sizes and outputs exist for a band of slices only.
 
     Args:
         dim: Channels.
@@ -184,9 +184,9 @@ def _added(total: Tensor | None, y: Tensor) -> Tensor:
 
 
 def _bands(u: Tensor, across: int) -> list[tuple[int, int]]:
-    """First slices and widths of the bands that are scanned one after the other; one band if gradients are wanted."""
+    """First slices and widths of the bands that a CPU scans one after the other; one band if gradients are wanted."""
     slices = u.shape[across]
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or u.numel() <= PIECE:
+    if not u.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling() or u.numel() <= PIECE:
         return [(0, slices)]
     size = max(1, PIECE * slices // u.numel())
     return [(first, min(size, slices - first)) for first in range(0, slices, size)]
