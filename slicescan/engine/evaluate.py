@@ -2,26 +2,29 @@
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicescan import __version__
-from slicescan.engine.batch import one_line
 from slicescan.engine.data import File, Pair, find_sets
 from slicescan.engine.data.layouts import PairSet, choose
 from slicescan.engine.data.pictures import DataError
-from slicescan.engine.metrics import Protocol, find_protocol, niqe, quantize
+from slicescan.engine.journal import Journal
+from slicescan.engine.measure import FAILURES, as_bytes, measure, open_distances, reason
+from slicescan.engine.metrics import Protocol, find_protocol, quantize
 from slicescan.engine.metrics.catalogue import METRICS
 from slicescan.engine.metrics.distribution import measure_sets
-from slicescan.engine.metrics.perceptual import MetricUnavailable, open_distance
+from slicescan.engine.metrics.perceptual import MetricUnavailable
 from slicescan.engine.photos import Photo, write_photo
 from slicescan.engine.restore import restore
 from slicescan.engine.restored import find_restored
@@ -70,7 +73,8 @@ def evaluate(
     """Measure a network or a folder of restored images, and write the figures of every image and their means.
 
     Every image is restored whole unless told otherwise, rounded to 8 bits as it is saved, and measured by the protocol.
-    An image or a metric that fails is recorded with its reason and does not stop the others.
+    An image or a metric that fails is recorded with its reason and does not stop the others. An evaluation that was
+    stopped goes on where it was when it is called again with the same ``out``.
 
     Args:
         restorer: A network on its device; or a folder of restored images that carry the names of the blurred ones.
@@ -114,7 +118,7 @@ def evaluate(
     else:
         run, device = _by_folder(Path(restorer), pairs.pairs), torch.device("cpu")
         facts = {"restored": str(Path(restorer).resolve()), **(facts or {})}
-    distances, unavailable = _open(names, device, weights)
+    distances, unavailable = open_distances(names, device, weights)
     about: dict[str, Any] = {
         "protocol": rules.name,
         "measured": rules.about,
@@ -131,16 +135,24 @@ def evaluate(
         "device": _device_name(device),
         "unavailable": unavailable,
     }
-    start, rows = time.monotonic(), []
-    with dispatch.watching() as backends:
-        for index in range(shard[0], len(pairs.pairs), shard[1]):
-            rows.append(_measure(index, pairs.pairs[index], run, rules, names, distances))
+    if shard[1] > 1:
+        about["shard"] = f"{shard[0]}/{shard[1]}"
+    start = time.monotonic()
+    workers = min(4, os.cpu_count() or 1) if device.type != "cpu" or not isinstance(restorer, nn.Module) else 0
+    with dispatch.watching() as backends, Journal(out, about) as journal:
+        todo = [index for index in range(shard[0], len(pairs.pairs), shard[1]) if index not in journal.rows]
+
+        def finish(index: int, restored: Tensor, seconds: float | None) -> Row:
+            return measure(index, pairs.pairs[index], restored, seconds, rules, names, distances)
+
+        for row in _rows(todo, pairs.pairs, run, finish, workers):
+            journal.add(row)
             if progress is not None:
-                progress(rows[-1])
+                progress(row)
+        rows = [journal.rows[index] for index in sorted(journal.rows)]
     about |= {"backend": ", ".join(sorted(backends)) or None, "seconds": round(time.monotonic() - start, 3)}
     results = Results(about, tuple(rows))
     if shard[1] > 1:
-        results.about["shard"] = f"{shard[0]}/{shard[1]}"
         write_results(out, results)
         joined = merge(out, shard[1])
         if joined is None:
@@ -183,6 +195,30 @@ def find_pairs(data: str | Path, rules: Protocol, split: str = "test", variant: 
     return max(fitting, key=lambda one: one.split == split)
 
 
+def _rows(
+    indices: Sequence[int], pairs: Sequence[Pair], run: Restore, finish: Callable[..., Row], workers: int
+) -> Iterator[Row]:
+    """Restore one image after the other; threads measure them meanwhile, where the restoring leaves the CPU free."""
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        waiting: deque[Future[Row] | Row] = deque()
+        for index in indices:
+            try:
+                restored, seconds = run(pairs[index])
+            except FAILURES as error:
+                waiting.append(Row(index, pairs[index].name, {}, None, reason(error)))
+            else:
+                arguments = (index, restored, seconds)
+                waiting.append(pool.submit(finish, *arguments) if workers else finish(*arguments))
+            while len(waiting) > workers:
+                yield _got(waiting.popleft())
+        while waiting:
+            yield _got(waiting.popleft())
+
+
+def _got(row: "Future[Row] | Row") -> Row:
+    return row.result() if isinstance(row, Future) else row
+
+
 def _by_network(model: nn.Module, rules: Protocol, options: dict[str, Any], keep: Path | None) -> Restore:
     def run(pair: Pair) -> tuple[Tensor, float]:
         x = as_bytes(pair.blurred.read(), str(pair.blurred)).float() / 255
@@ -208,62 +244,6 @@ def _by_folder(folder: Path, pairs: Sequence[Pair]) -> Restore:
         return as_bytes(File(files[pair.name]).read(), str(files[pair.name])), None
 
     return run
-
-
-def as_bytes(pixels: np.ndarray, name: str) -> Tensor:
-    """Pixels ``(h, w, 3)`` as a tensor ``(3, h, w)``; protocols are about 8 bits.
-
-    Raises:
-        DataError: More than 8 bits.
-    """
-    if pixels.dtype != np.uint8:
-        raise DataError(f"{name}: {pixels.dtype}; the protocols measure images of 8 bits a channel")
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-
-
-def _open(names: Sequence[str], device: torch.device, weights: str | Path | None) -> tuple[dict, dict[str, str]]:
-    """Perceptual distances that can be measured here, and why the others cannot."""
-    distances, unavailable = {}, {}
-    for name in names:
-        if METRICS[name].kind == "pair":
-            try:
-                distances[name] = open_distance(name, device, weights)
-            except MetricUnavailable as error:
-                unavailable[name] = " ".join(str(error).split())
-    return distances, unavailable
-
-
-def _measure(
-    index: int, pair: Pair, run: Restore, rules: Protocol, names: Sequence[str], distances: Mapping[str, Any]
-) -> Row:
-    """Figures of one image; what cannot be measured is told in the row."""
-    figures: dict[str, float] = {}
-    problems: list[str] = []
-    seconds = None
-
-    def collect(measure: Callable[[], dict[str, float]]) -> None:
-        try:
-            figures.update(measure())
-        except (ValueError, OSError, MemoryError, RuntimeError, ImportError) as error:
-            text = one_line(error, "").removeprefix(": ")
-            problems.extend([text] if text not in problems else [])
-
-    try:
-        restored, seconds = run(pair)
-        sharp = as_bytes(pair.sharp.read(), str(pair.sharp)) if pair.sharp is not None else None
-    except (ValueError, OSError, MemoryError, RuntimeError, ImportError) as error:
-        return Row(index, pair.name, {}, None, one_line(error, "").removeprefix(": "))
-    if sharp is not None and sharp.shape != restored.shape:
-        return Row(index, pair.name, {}, seconds, f"restored is {_size(restored)}, its reference {_size(sharp)}")
-    asked = [name for name in names if METRICS[name].kind == "protocol"]
-    if asked and rules.compare is not None and sharp is not None:
-        compare = rules.compare
-        collect(lambda: {name: value for name, value in compare(restored, sharp).items() if name in asked})
-    if "niqe" in names:
-        collect(lambda: {"niqe": niqe(restored)})
-    for name, distance in distances.items():
-        collect(lambda name=name, distance=distance: {name: distance(restored, sharp)})  # type: ignore[misc]
-    return Row(index, pair.name, figures, seconds, "; ".join(problems))
 
 
 def _measure_sets(
@@ -313,7 +293,3 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}: {platform.processor() or platform.machine()}"
-
-
-def _size(image: Tensor) -> str:
-    return f"{image.shape[2]}x{image.shape[1]}"

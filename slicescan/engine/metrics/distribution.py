@@ -1,5 +1,6 @@
 """Distances between two sets of images by Inception features: FID and KID, by torch-fidelity."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,19 +50,21 @@ def measure_sets(
     least = min(len(first), len(second))
     if least < 2:
         raise ValueError(f"{' and '.join(names)} need two images or patches in each set, got {least}")
-    found = library.calculate_metrics(
-        input1=first,
-        input2=second,
-        fid="fid" in names,
-        kid="kid" in names,
-        kid_subset_size=min(1000, least),
-        cuda=torch.device(device).type == "cuda",
-        batch_size=16 if patch else 1,
-        feature_extractor_weights_path=str(file),
-        samples_shuffle=False,
-        cache=False,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the number of processes that read
+        found = library.calculate_metrics(
+            input1=first,
+            input2=second,
+            fid="fid" in names,
+            kid="kid" in names,
+            kid_subset_size=min(1000, least),
+            cuda=torch.device(device).type == "cuda",
+            batch_size=16 if patch else 1,
+            feature_extractor_weights_path=str(file),
+            samples_shuffle=False,
+            cache=False,
+            verbose=False,
+        )
     keys = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
     return {name: float(found[keys[name]]) for name in names}
 
