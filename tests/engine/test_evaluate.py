@@ -165,11 +165,13 @@ def test_a_network_that_gives_nan_has_no_figures(data, tmp_path):
 def test_pictures_without_references_have_niqe(tmp_path):
     image = texture(100, 200)
     write(tmp_path / "data/a.png", image)
-    found = evaluate(nn.Conv2d(3, 3, 1), tmp_path / "data", "rwbi", out=tmp_path / "run", save=True)
-    saved = torch.from_numpy(np.array(Image.open(tmp_path / "run/images/a.png"))).permute(2, 0, 1)
+    found = evaluate(Sharpen(), tmp_path / "data", "rwbi", out=tmp_path / "run", save=True)
+    with Image.open(tmp_path / "run/images/a.png") as picture:
+        saved = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    assert torch.equal(saved, by_hand(image))
     assert found.rows[0].figures == {"niqe": niqe(saved)}
     with pytest.raises(ValueError, match="psnr needs sharp references, and the protocol rwbi has none"):
-        evaluate(nn.Conv2d(3, 3, 1), tmp_path / "data", "rwbi", out=tmp_path / "run", metrics=["psnr"])
+        evaluate(Sharpen(), tmp_path / "data", "rwbi", out=tmp_path / "run", metrics=["psnr"])
 
 
 def test_perceptual_distances_are_measured_on_each_pair(data, pairs, tmp_path, monkeypatch):
