@@ -104,7 +104,7 @@ def test_memory_that_is_kept_is_not_fetched_again_until_it_is_given_back():
         def pages(times=10):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             for _ in range(times):
-                torch.ones(2**23)
+                torch.ones(2**22)
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
         def resident():
@@ -123,5 +123,5 @@ def test_memory_that_is_kept_is_not_fetched_again_until_it_is_given_back():
     if "no glibc" in done.stderr:
         pytest.skip("another C library")
     fetched, kept, given_back = map(int, done.stdout.split())
-    block = 2**25 // resource.getpagesize()
-    assert fetched >= 9 * block and kept < block / 10 and given_back > 0.9 * block
+    block = 2**24 // resource.getpagesize()
+    assert fetched > 8 * block and kept < block / 10 and given_back > 0.9 * block
