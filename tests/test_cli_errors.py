@@ -85,7 +85,7 @@ def test_an_image_that_does_not_fit_into_memory_is_one_line(call, tmp_path, monk
 
     path = photo(tmp_path / "a.png")
     monkeypatch.setattr(XYScanNet, "forward", full)
-    code, _, err = call.restore(path)
+    code, _, err = call.restore(path, "--mode", "tile")
     assert code == 1 and one_error(err, path, "does not fit into the memory of cpu")
 
 
