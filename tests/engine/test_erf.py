@@ -16,6 +16,11 @@ from slicescan.engine.erf_picture import colours, draw_fields, level, write_fiel
 from slicescan.layers import InterScan, SliceScan2D
 
 
+@pytest.fixture(autouse=True)
+def _the_same_weights_in_every_run():
+    torch.manual_seed(0)
+
+
 def test_a_convolution_sees_its_kernel():
     conv = nn.Conv2d(3, 3, 3, padding=1)
     field = effective_receptive_field(conv, (20, 26))
@@ -50,7 +55,6 @@ def field_of(layer, size):
 
 
 def test_a_scan_inside_slices_sees_the_row_to_the_left_and_the_column_above():
-    torch.manual_seed(0)
     field = field_of(SliceScan2D(8), (17, 21))
     assert field.cross == pytest.approx(1, rel=1e-12)
     assert (field.energy[8, :11] > 0).all() and not field.energy[8, 11:].any()
@@ -58,7 +62,6 @@ def test_a_scan_inside_slices_sees_the_row_to_the_left_and_the_column_above():
 
 
 def test_a_scan_across_slices_sees_whole_slices_above_and_to_the_left():
-    torch.manual_seed(0)
     field = field_of(InterScan(8), (17, 21))
     assert (field.energy[:9] > 0).all() and (field.energy[:, :11] > 0).all()
     assert not field.energy[9:, 11:].any()
