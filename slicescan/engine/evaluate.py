@@ -27,7 +27,7 @@ from slicescan.engine.metrics.distribution import measure_sets
 from slicescan.engine.metrics.perceptual import MetricUnavailable
 from slicescan.engine.photos import Photo, write_photo
 from slicescan.engine.restore import restore
-from slicescan.engine.restored import find_restored
+from slicescan.engine.restored import find_restored, saved_name
 from slicescan.engine.results import Results, Row, merge, write_results
 from slicescan.ops import dispatch
 
@@ -231,7 +231,7 @@ def _by_network(model: nn.Module, rules: Protocol, options: dict[str, Any], keep
         restored = quantize(y[:, :h, :w])
         if keep is not None:
             photo = Photo(restored.permute(1, 2, 0).numpy())
-            write_photo((keep / pair.name).with_suffix(".png"), photo, photo.pixels)
+            write_photo(keep / saved_name(pair.name), photo, photo.pixels)
         return restored, seconds
 
     return run

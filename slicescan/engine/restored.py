@@ -31,7 +31,7 @@ def find_restored(folder: str | Path, names: Sequence[str]) -> dict[str, Path]:
     taken: dict[Path, str] = {}
     for name in names:
         wanted = PurePosixPath(name)
-        stem = wanted.stem if wanted.suffix.lower() in SUFFIXES else wanted.name
+        stem = PurePosixPath(saved_name(name)).stem
         files = by_stem.get(stem, [])
         if not files:
             raise FileNotFoundError(f"{folder}: no restored image for {name} (looked for {stem}.*)")
@@ -43,3 +43,15 @@ def find_restored(folder: str | Path, names: Sequence[str]) -> dict[str, Path]:
             raise ValueError(f"{best[0]}: fits both {taken[best[0]]} and {name}")
         found[name], taken[best[0]] = best[0], name
     return found
+
+
+def saved_name(name: str) -> str:
+    """What the restored image of a blurred picture is saved as, below a folder of its own.
+
+    Example:
+        >>> saved_name("test/blur/000001.jpg"), saved_name("GOPR0384.11_000001")  # an entry of a store has no suffix
+        ('test/blur/000001.png', 'GOPR0384.11_000001.png')
+    """
+    path = PurePosixPath(name)
+    stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
+    return str(path.with_name(f"{stem}.png"))
