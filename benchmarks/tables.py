@@ -20,7 +20,8 @@ def models() -> str:
 
     rows = ["| model | parameters | GMACs at 256×256 | scan updates at 256×256 | weights |", "|---|--:|--:|--:|---|"]
     for name in slicescan.list_models():
-        cost = slicescan.profile(slicescan.create_model(name), (3, 256, 256))
+        model = slicescan.create_model(name)
+        cost = slicescan.profile(model, (getattr(model, "in_chans", 3), 256, 256))
         weights = "in the package" if name in slicescan.list_pretrained() else "–"
         rows.append(
             f"| `{name}` | {cost.params:,} | {cost.macs / 1e9:.1f} | {cost.scan_updates / 1e9:.2f} G | {weights} |"
