@@ -58,7 +58,7 @@ def profile(model: nn.Module, size: Sequence[int] = (3, 256, 256)) -> Profile:
     first = next(iter(weights.values()), torch.empty(0))
     dtype = first.dtype if first.is_floating_point() else torch.float32
     device = torch.device("cpu") if first.is_meta else first.device
-    counter, memory = FlopCounterMode(display=False), _LiveMemory()
+    counter, memory = FlopCounterMode(display=False), LiveMemory()
     with torch.no_grad(), FakeTensorMode(), dispatch.watching() as backends, _countable():
         shadows = {
             name: torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device=device)
@@ -94,7 +94,7 @@ def _countable() -> Iterator[None]:
             os.environ[dispatch.VARIABLE] = asked
 
 
-class _LiveMemory(TorchDispatchMode):
+class LiveMemory(TorchDispatchMode):
     """Follows which storages are alive after every operation, and the most that they held together."""
 
     def __init__(self) -> None:
@@ -109,6 +109,7 @@ class _LiveMemory(TorchDispatchMode):
         self._left_out.update(tensor.untyped_storage()._cdata for tensor in tensors)
 
     def follow(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor as alive."""
         storage = tensor.untyped_storage()
         known = self._alive.get(storage._cdata)
         if storage._cdata in self._left_out or (known is not None and not known[0].expired()):
