@@ -8,7 +8,9 @@ from tests.layers.agreement import assert_restates, noise, relative
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 9])
-@pytest.mark.parametrize("options", [{}, {"shared": True}, {"layer_scale": 0.1, "conv": 2, "dt_rank": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"shared": True}, {"conv": 1}, {"layer_scale": 0.1, "conv": 2, "dt_rank": 2}], ids=str
+)
 def test_restates_the_paper(length, options):
     assert_restates(BidirectionalMamba(4, state=3, **options), restated.bidirectional_mamba, noise(2, length, 4))
 
