@@ -101,7 +101,11 @@ def test_alpha_is_not_touched():
 
 
 @pytest.mark.parametrize("by", [2.0, -2.0])
-@pytest.mark.parametrize("image", [array(3, 4, 3), array(3, 4, dtype=np.float32), torch.rand(3, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "image",
+    [array(3, 4, 3), array(3, 4, dtype=np.float32), torch.linspace(0, 1, 12).reshape(3, 2, 2)],
+    ids=["uint8", "float32", "tensor"],
+)
 def test_results_are_clamped(by, image):
     found = restore(Shift(by), image)
     most = 255 if str(image.dtype) == "uint8" else 1

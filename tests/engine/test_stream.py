@@ -114,6 +114,15 @@ def test_auto_goes_on_where_memory_is_shorter_than_it_seems(image):
     assert model.ways == [("whole", 170), ("stream", 64), ("stream", 32)]
 
 
+def test_auto_streams_on_a_cpu_what_is_not_small(free):
+    free(None)
+    large = torch.rand(1, 3, 258, 256, generator=torch.Generator().manual_seed(0))
+    model = Watched()
+    restored = restore(model, large)
+    assert model.ways == [("stream", 64)]
+    assert error(restored, restore(model, large, mode="whole")) < 1e-6
+
+
 def test_auto_tiles_what_cannot_be_streamed(image, free):
     free(1)
     streamed = create_model("xyscannet_small_mambair", **SMALL)
