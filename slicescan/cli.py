@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slicescan import __version__
-from slicescan.commands import erf, evaluate
+from slicescan.commands import erf, evaluate, export
 from slicescan.commands.options import count as _count
 from slicescan.commands.options import positive as _positive
 from slicescan.commands.options import shard as _shard
@@ -87,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate.add(commands)
     erf.add(commands)
+    export.add(commands)
 
     data = commands.add_parser("data", help="look at data sets").add_subparsers(metavar="WHAT", required=True)
     check = data.add_parser("check", help="layout, pairs, sizes and the first mismatch of a data set")

@@ -4,6 +4,7 @@
 results say which backends were not tested, and why.
 """
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,11 @@ from slicescan.ops import dispatch
 
 settings.register_profile("slicescan", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.load_profile("slicescan")
+
+# pytest listens to loggers that do not propagate, and once somebody listens here PyTorch writes each step of a trace.
+_trace = logging.getLogger("torch.__trace")
+_trace.propagate = True
+_trace.handlers.clear()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,7 +4,7 @@ from slicescan.checkpoint.error import CheckpointError
 from slicescan.checkpoint.match import load_weights, rename
 from slicescan.checkpoint.read import Checkpoint, read_checkpoint
 from slicescan.checkpoint.shapes import Shapes
-from slicescan.checkpoint.write import replacing, write_checkpoint
+from slicescan.checkpoint.write import write_checkpoint
 
 __all__ = [
     "Checkpoint",
@@ -13,6 +13,5 @@ __all__ = [
     "load_weights",
     "read_checkpoint",
     "rename",
-    "replacing",
     "write_checkpoint",
 ]

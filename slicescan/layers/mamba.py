@@ -112,8 +112,11 @@ class Mamba(nn.Module):
         along, across = (1, 2) if axis == "h" else (2, 1)
         if reverse:  # two copies of the narrow map cost less than one of an inner one
             x = x.flip(along)
-        pieces = [self._scan(piece, axis)[0] for piece in x.split(self._slices_at_once(x, along, across), across)]
-        y = _joined(pieces, across)
+        if torch.compiler.is_compiling():  # no split: the number of pieces would fix the size of the map
+            y = self._scan(x, axis)[0]
+        else:
+            pieces = [self._scan(piece, axis)[0] for piece in x.split(self._slices_at_once(x, along, across), across)]
+            y = _joined(pieces, across)
         return y.flip(along) if reverse else y
 
     def resume(self, x: Tensor, past: Past | None, *, axis: Literal["h", "w"]) -> tuple[Tensor, Past]:

@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, get_args
 
@@ -86,7 +87,7 @@ class MambaIR(Restorer):
         "mambair_light_sr_x3": (913_131, 52_701_959_808),
         "mambair_light_sr_x4": (924_492, 53_445_138_048),
     }
-    record = RECORD
+    record = replace(RECORD, supports=RECORD.supports | {"onnx"})
     details = {
         "mambair_denoise": {"task": "denoising"},
         "mambair_car": {"task": "JPEG artefact removal"},

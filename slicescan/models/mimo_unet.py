@@ -47,7 +47,7 @@ class MIMOUNet(Restorer):
     costs = {"mimo_unet": (6_807_171, 63_732_842_496), "mimo_unet_plus": (16_107_651, 150_705_930_240)}
     record = ModelRecord(
         task="motion deblurring",
-        supports=frozenset({"fp16", "bf16", "channels_last", "compile", "export"}),
+        supports=frozenset({"fp16", "bf16", "channels_last", "compile", "export", "onnx"}),
         tiling="approximate",
         tiling_reason="convolutions only: a pixel sees 17 pixels around it and 28 more for each block of a level, "
         "in all 241, or 577 in mimo_unet_plus",

@@ -56,7 +56,7 @@ class NAFNet(Restorer):
     }
     record = ModelRecord(
         task="motion deblurring",
-        supports=frozenset({"fp16", "bf16", "channels_last", "compile", "export"}),
+        supports=frozenset({"fp16", "bf16", "channels_last", "compile", "export", "onnx"}),
         tiling="discouraged",
         tiling_reason="every block averages over the whole image; with tlc=True over windows one and a half times as "
         "wide as a training crop, which large tiles approximate",

@@ -89,7 +89,7 @@ class XYScanNet(Restorer):
     }
     record = ModelRecord(
         task="motion deblurring",
-        supports=frozenset({"fp16", "bf16", "channels_last", "compile", "export"}),
+        supports=frozenset({"fp16", "bf16", "channels_last", "compile", "export", "onnx"}),
         tiling="discouraged",
         tiling_reason="rows and columns are scanned and averaged over their whole length, and so is the fusion gate",
         paper="https://arxiv.org/abs/2412.10338",
