@@ -92,7 +92,7 @@ def keep_freed_memory() -> bool:
     """Have the C library reuse large blocks; else each is fetched from the system, page by page, and given back.
 
     It holds for the whole process, so it is for programs, not for libraries. Only glibc knows it; returns whether it
-    does. It about halves the time that the system spends on pages while a network runs over a photograph.
+    does.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -124,4 +124,5 @@ def test_memory_that_is_kept_is_not_fetched_again_until_it_is_given_back():
         pytest.skip("another C library")
     fetched, kept, given_back = map(int, done.stdout.split())
     block = 2**24 // resource.getpagesize()
-    assert fetched > 8 * block and kept < block / 10 and given_back > 0.9 * block
+    assert fetched > 2 * block  # of ten; when the C library begins to keep blocks by itself differs between versions
+    assert kept < block / 10 and given_back > 0.9 * block
