@@ -1,8 +1,9 @@
 """One checked call of the scan: what every backend receives."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -44,3 +45,16 @@ class Gradients(NamedTuple):
     z: Tensor | None
     delta_bias: Tensor | None
     initial_state: Tensor | None
+
+
+def empty_gradients(call: ScanCall) -> Gradients:
+    """Room for the gradients of a call; maps keep their memory order, all others are dense."""
+
+    def like(tensor: Tensor | None) -> Any:
+        return None if tensor is None else torch.empty_like(tensor)
+
+    def dense(tensor: Tensor | None) -> Any:
+        return None if tensor is None else tensor.new_empty(tensor.shape)
+
+    return Gradients(like(call.u), like(call.delta), dense(call.A), dense(call.B), dense(call.C), dense(call.D),
+                     like(call.z), dense(call.delta_bias), dense(call.initial_state))  # fmt: skip

@@ -28,7 +28,7 @@ from slicescan.ops.backends.cpu.plan import (
     table,
 )
 from slicescan.ops.backends.cpu.threads import share
-from slicescan.ops.call import Gradients, ScanCall
+from slicescan.ops.call import Gradients, ScanCall, empty_gradients
 from slicescan.ops.paths import initial_states, state_shape
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -71,7 +71,7 @@ def saved_spec(call: ScanCall) -> tuple[tuple[int, ...], torch.dtype]:
 def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
     """Gradients of every argument, summed in a fixed order."""
     plan = plan_of(call)
-    grads = _empty_gradients(call)
+    grads = empty_gradients(call)
     if not call.u.numel():
         for gradient in grads:
             if gradient is not None:
@@ -108,17 +108,6 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
 
 def _saved_spec(call: ScanCall, plan: Plan) -> tuple[tuple[int, ...], torch.dtype]:
     return (plan.sequences, plan.checkpoints, plan.n, plan.d), call.A.dtype
-
-
-def _empty_gradients(call: ScanCall) -> Gradients:
-    def like(tensor: Tensor | None) -> Any:  # maps keep their memory order
-        return None if tensor is None else torch.empty_like(tensor)
-
-    def dense(tensor: Tensor | None) -> Any:
-        return None if tensor is None else tensor.new_empty(tensor.shape)
-
-    return Gradients(like(call.u), like(call.delta), dense(call.A), dense(call.B), dense(call.C), dense(call.D),
-                     like(call.z), dense(call.delta_bias), dense(call.initial_state))  # fmt: skip
 
 
 def _maps(call: ScanCall) -> dict[int, Tensor]:

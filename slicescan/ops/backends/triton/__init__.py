@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slicescan.ops.backends.triton.plan import CHUNK, MAX_STATES, Plan, plan_of, strides_of
-from slicescan.ops.call import Gradients, ScanCall
+from slicescan.ops.call import Gradients, ScanCall, empty_gradients
 from slicescan.ops.paths import initial_states, state_shape
 
 _TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 parts of a float32 summand that matter
@@ -66,7 +66,7 @@ def saved_spec(call: ScanCall) -> tuple[tuple[int, ...], torch.dtype]:
 
 def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
     """Gradients of every argument, summed in a fixed order."""
-    grads = _empty_gradients(call)
+    grads = empty_gradients(call)
     plan = plan_of(call)
     if plan.empty:
         for gradient in grads:
@@ -118,17 +118,6 @@ def _between_segments(
     _launch(call, plan.sequences * blocks, "chain_segments", rates, start, ends, spans, plan.d, blocks, plan.segments,
             n=plan.n, N=plan.states, LANES=plan.lanes, BACK=dy is not None, num_warps=plan.warps)  # fmt: skip
     return ends
-
-
-def _empty_gradients(call: ScanCall) -> Gradients:
-    def like(tensor: Tensor | None) -> Any:  # maps keep their memory order
-        return None if tensor is None else torch.empty_like(tensor)
-
-    def dense(tensor: Tensor | None) -> Any:
-        return None if tensor is None else tensor.new_empty(tensor.shape)
-
-    return Gradients(like(call.u), like(call.delta), dense(call.A), dense(call.B), dense(call.C), dense(call.D),
-                     like(call.z), dense(call.delta_bias), dense(call.initial_state))  # fmt: skip
 
 
 def _rates(call: ScanCall) -> Tensor:
