@@ -113,7 +113,7 @@ def effective_receptive_field(
 
     Example:
         >>> field = effective_receptive_field(nn.Conv2d(3, 3, 3, padding=1), size=16)
-        >>> field.extent, field.share(1.5), field.radius(1.0) <= 2**0.5
+        >>> field.extent, round(field.share(1.5), 6), field.radius(1.0) <= 2**0.5
         ((3, 3), 1.0, True)
     """
     if isinstance(images, int):
