@@ -1,0 +1,103 @@
+"""The study's figures in the layout of the paper's tables 5, 7 and 8, with the paper's order beside ours."""
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+GIB = 2**30
+PAPER: Mapping[str, Mapping[str, float]] = {
+    "psnr": {"inter": 31.91, "intra": 32.18, "hybrid": 32.11},
+    "lpips": {"mambair": 0.094, "hybrid": 0.091},
+    "niqe": {"skip": 3.46, "aff": 3.40, "hybrid": 3.41},
+    "train_ms": {"mambair": 189, "hybrid": 82, "inter": 65, "intra": 103},
+    "infer_ms": {"mambair": 196, "hybrid": 165, "inter": 153, "intra": 167},
+    "train_bytes": {"mambair": 17.39, "hybrid": 11.60, "inter": 10.36, "intra": 12.82},
+    "infer_bytes": {"mambair": 8.38, "hybrid": 4.51, "inter": 3.82, "intra": 4.67},
+}
+"""XYScanNet (arXiv 2412.10338): Tables 5 and 7 on GoPro, NIQE of Table 8 on HIDE. Only their order is compared."""
+
+TITLES = {
+    "psnr": ("PSNR", "{:.2f} dB"),
+    "lpips": ("LPIPS", "{:.3f}"),
+    "niqe": ("NIQE", "{:.2f}"),
+    "train_ms": ("training step", "{:.1f} ms"),
+    "infer_ms": ("image", "{:.1f} ms"),
+    "train_bytes": ("training memory", "{:.2f} GiB"),
+    "infer_bytes": ("image memory", "{:.2f} GiB"),
+}
+MODULES, SCANNERS, FUSIONS = ("mambair", "hybrid"), ("inter", "intra", "hybrid"), ("skip", "aff", "hybrid")
+QUALITY, COSTS = ("psnr", "lpips", "niqe"), ("train_ms", "infer_ms", "train_bytes", "infer_bytes")
+
+
+def spread(variant: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+    """Mean over the seeds, and half of the distance between the extremes; None if it was not measured."""
+    values = [run[key] for run in variant["runs"] if run.get(key) is not None]
+    return (mean(values), (max(values) - min(values)) / 2) if values else None
+
+
+def value(result: Mapping[str, Any], name: str, key: str) -> float | None:
+    """One figure of a variant, in ms, GiB, dB or none."""
+    variant = result["variants"].get(name, {})
+    if key in QUALITY:
+        found = spread(variant, key) if variant else None
+        return found[0] if found else None
+    cost = variant.get("costs", {}).get(key)
+    return None if cost is None else cost / GIB if key.endswith("bytes") else cost
+
+
+def table(result: Mapping[str, Any], names: Sequence[str], keys: Sequence[str]) -> str:
+    """Markdown: a row for each variant, a column for each figure."""
+    rows = [
+        "| variant | parameters | " + " | ".join(TITLES[key][0] for key in keys) + " |",
+        "|---|--:|" + "--:|" * len(keys),
+    ]
+    for name in names:
+        variant = result["variants"].get(name)
+        if variant is None:
+            continue
+        cells = []
+        for key in keys:
+            number = value(result, name, key)
+            text = "–" if number is None else TITLES[key][1].format(number)
+            found = spread(variant, key) if key in QUALITY else None
+            cells.append(text if not found or len(variant["runs"]) < 2 else f"{text} ± {found[1]:.2g}")
+        rows.append(f"| {name} | {variant['params']:,} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def agreement(result: Mapping[str, Any]) -> list[str]:
+    """For every pair of variants and figure that both have: whether the order is the paper's, or within the spread."""
+    lines = []
+    for key, paper in PAPER.items():
+        names = [name for name in paper if value(result, name, key) is not None]
+        for i, first in enumerate(names):
+            for second in names[i + 1 :]:
+                ours = value(result, first, key) - value(result, second, key)  # type: ignore[operator]
+                theirs = paper[first] - paper[second]
+                apart = sum(
+                    found[1]
+                    for name in (first, second)
+                    if key in QUALITY and (found := spread(result["variants"][name], key))
+                )
+                verdict = "as in the paper" if ours * theirs > 0 else "reversed"
+                if abs(ours) <= apart:
+                    verdict = "within the spread"
+                lines.append(f"{TITLES[key][0]}, {first} against {second}: {verdict}")
+    return lines
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """All tables, and where the order agrees."""
+    keys = (*QUALITY, *COSTS)
+    parts = [
+        f"{result['iterations']} steps, seeds {', '.join(map(str, result['seeds']))}, {result['about']['device']}, "
+        f"synthetic blur on {result['photographs']} photographs",
+        "Vision modules (Table 5)",
+        table(result, MODULES, keys),
+        "Scanners (Table 7)",
+        table(result, SCANNERS, keys),
+        "Fusion (Table 8)",
+        table(result, FUSIONS, ("psnr", "lpips", "niqe")),
+        "\n".join(f"- {line}" for line in agreement(result)),
+    ]
+    return "\n\n".join(parts)
