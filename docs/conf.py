@@ -1,4 +1,11 @@
+import sys
+import tomllib
+from pathlib import Path
+
 import slicescan
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
 
 project = "slicescan"
 author = "The slicescan developers"
@@ -9,13 +16,27 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.doctest",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "matplotlib.sphinxext.plot_directive",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+    "mathml",
+    "signatures",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-exclude_patterns = ["_build"]
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+exclude_patterns = ["_build", "_templates", "gallery", "auto_gallery/*.ipynb", "auto_gallery/*.py"]
+templates_path = ["_templates"]
+nitpicky = True
+nitpick_ignore = [  # type variables: whatever comes in goes out
+    ("py:class", "slicescan.engine.restore.Image"),
+    ("py:class", "slicescan.registry.Entry"),
+]
+html_math_renderer = "mathml"
+
+myst_enable_extensions = ["colon_fence", "dollarmath", "attrs_inline", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -24,6 +45,36 @@ autodoc_typehints_format = "short"
 napoleon_google_docstring = True
 napoleon_custom_sections = [("Source", "notes_style"), ("Shape", "notes_style"), ("Shapes", "notes_style")]
 
+intersphinx_mapping = {
+    name: (entry["url"], f"inventories/{name}.inv")
+    for name, entry in tomllib.loads((HERE / "inventories" / "names.toml").read_text(encoding="utf-8")).items()
+}
+
+plot_html_show_formats = False
+plot_html_show_source_link = False
+plot_include_source = False
+plot_formats = [("png", 120)]
+plot_rcparams = {"savefig.bbox": "tight", "figure.constrained_layout.use": True}
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "auto_gallery",
+    "filename_pattern": r"\.py$",
+    "ignore_pattern": r"(^|/)_",
+    "within_subsection_order": "FileNameSortKey",
+    "backreferences_dir": "auto_gallery/backreferences",
+    "doc_module": ("slicescan",),
+    "reference_url": {"slicescan": None},
+    "image_scrapers": ("matplotlib",),
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+    "min_reported_time": 1,
+    "write_computation_times": False,
+}
+
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"show_prev_next": False, "navigation_with_keys": False}
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]

@@ -59,7 +59,7 @@ class ReceptiveField:
 
     @property
     def cross(self) -> float:
-        """Share of the energy in the row and the column of the centre: 1 for a scan along both, small for a disk."""
+        """Share of the energy in the row and the column of the centre; 1 for a scan along both, small for a disk."""
         y, x = self.centre
         total = self.energy.sum()
         return ((self.energy[y].sum() + self.energy[:, x].sum() - self.energy[y, x]) / total).item()

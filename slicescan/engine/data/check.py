@@ -37,7 +37,7 @@ def check(path: str | Path, sharp: str | Path | None = None) -> list[Checked]:
     """Look at every pair of a data set: partners by name, sizes by the heads of the files; pixels are not decoded.
 
     Args:
-        path: Folder or LMDB store, see :func:`~slicescan.engine.data.layouts.find_sets`.
+        path: Folder or LMDB store, see :func:`~slicescan.engine.data.find_sets`.
         sharp: Folder or store of the sharp pictures, if they lie elsewhere.
 
     Raises:
