@@ -1,7 +1,7 @@
 """Write the inventories that links to other projects' pages are read from, so that the build needs no network.
 
-``names.toml`` lists the names that our pages refer to, grouped by the page that documents them; this writes each project's
-share as ``<project>.inv``, in the format of Sphinx's own ``objects.inv``.
+``names.toml`` lists the names that our pages refer to, grouped by the page that documents them; this writes each
+project's share as ``<project>.inv``, in the format of Sphinx's own ``objects.inv``.
 """
 
 import tomllib
@@ -18,8 +18,13 @@ def inventory(project: str, pages: dict[str, list[str]]) -> bytes:
         for entry in entries:
             role, name = entry.split()
             lines.append(f"{name} py:{role} 1 {page.replace('$', name)} -\n")
-    head = f"# Sphinx inventory version 2\n# Project: {project}\n# Version: \n# The remainder of this file is compressed using zlib.\n"
-    return head.encode() + zlib.compress("".join(sorted(lines)).encode(), 9)
+    head = [
+        "# Sphinx inventory version 2",
+        f"# Project: {project}",
+        "# Version: ",
+        "# The remainder of this file is compressed using zlib.",
+    ]
+    return "".join(f"{line}\n" for line in head).encode() + zlib.compress("".join(sorted(lines)).encode(), 9)
 
 
 def inventories() -> dict[str, bytes]:
