@@ -23,8 +23,14 @@ extensions = [
     "matplotlib.sphinxext.plot_directive",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
+    "before_after",
+    "benchmark_tables",
+    "doctor_output",
+    "import_direction",
     "mathml",
+    "model_table",
     "signatures",
+    "source_links",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build", "_templates", "gallery", "auto_gallery/*.ipynb", "auto_gallery/*.py"]
@@ -75,6 +81,17 @@ sphinx_gallery_conf = {
 }
 
 html_theme = "pydata_sphinx_theme"
-html_theme_options = {"show_prev_next": False, "navigation_with_keys": False}
+html_context = {"default_mode": "auto"}
+html_title = "slicescan"
+html_theme_options = {
+    "show_prev_next": False,
+    "navigation_with_keys": False,
+    "header_links_before_dropdown": 7,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+html_sidebars = {"index": []}
+html_show_sourcelink = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

@@ -1,0 +1,137 @@
+"""Every file of ``benchmarks/results`` as tables, so that a page has the figures that are committed and no others.
+
+A file may have any keys; only ``device`` is demanded, because a figure without its machine says nothing. Files of
+pytest-benchmark name theirs in ``machine_info``.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.errors import SphinxError
+from sphinx.util.docutils import SphinxDirective
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+ABOUT = {
+    "onnx": "ONNX beside PyTorch, with the compiled scan (`benchmarks/onnx_speed.py`).",
+    "quality": "Blurred photographs that were not trained on, before and after; PSNR in dB (`benchmarks/quality.py`).",
+    "scan": "The scan alone, on every backend and peer that ran; times in ms (`benchmarks/scan.py`).",
+    "study": "The ablations of the paper at equal budget (`benchmarks/study`).",
+}
+"""What a kind of result is, by the first word of the file's name."""
+
+MACHINE = ("device", "cuda", "torch", "triton", "python", "slicescan", "backend", "onnx", "onnxruntime")
+
+
+class BenchmarkTables(SphinxDirective):
+    """A section for each file of results."""
+
+    def run(self) -> list[nodes.Node]:
+        """Read the files anew whenever the page is written."""
+        self.env.note_reread()
+        files = sorted(RESULTS.glob("*.json"))
+        if not files:
+            raise SphinxError(f"{RESULTS} has no results; the page of benchmarks would be empty")
+        parts = []
+        for file in files:
+            self.env.note_dependency(str(file))
+            parts.append(section(file.stem, json.loads(file.read_text(encoding="utf-8"))))
+        return self.parse_text_to_nodes("\n\n".join(parts), allow_section_headings=True)
+
+
+def section(stem: str, result: Mapping[str, Any]) -> str:
+    """A file as Markdown: device, settings, then a table for each group of figures.
+
+    Raises:
+        SphinxError: The file does not say on what device its figures were measured.
+    """
+    if "machine_info" in result and "benchmarks" in result:
+        result = of_pytest_benchmark(result)
+    if not result.get("device"):
+        raise SphinxError(f"benchmarks/results/{stem}.json names no device: add the key 'device' to the file")
+    kind, _, rest = stem.partition("_")
+    lines = [f"## {kind.capitalize()}: {rest.replace('_', ' ')}" if rest else f"## {kind.capitalize()}", ""]
+    lines += [f"{ABOUT[kind]}\n"] if kind in ABOUT else []
+    versions = ", ".join(f"{key} {result[key]}" for key in MACHINE[1:] if result.get(key))
+    lines += [f"**{result['device']}**{f' · {versions}' if versions else ''} · `benchmarks/results/{stem}.json`", ""]
+    rest_of_it = {key: value for key, value in result.items() if key not in MACHINE}
+    single = {key: value for key, value in rest_of_it.items() if is_plain(value)}
+    if single:
+        lines += [table([{"key": key, "value": value} for key, value in single.items()]), ""]
+    for key, value in rest_of_it.items():
+        if key not in single and (rows := list(rows_of(value))):
+            lines += [f"**{words(key)}**", "", table(rows), ""]
+    return "\n".join(lines)
+
+
+def of_pytest_benchmark(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a file of pytest-benchmark, in ms."""
+    info = result["machine_info"]
+    times = [
+        {"name": run["name"]} | {f"{key} in ms": run["stats"][key] * 1e3 for key in ("min", "median", "mean", "stddev")}
+        for run in result["benchmarks"]
+    ]
+    device = (info.get("cpu") or {}).get("brand_raw") or info.get("processor")
+    return {"device": device, "python": info.get("python_version"), "times": times}
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value fits a cell."""
+    return not isinstance(value, dict | list) or (
+        isinstance(value, list) and all(not isinstance(item, dict | list) for item in value)
+    )
+
+
+def rows_of(value: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
+    """Nested figures as rows: lists and groups of records become rows, and what stands beside them is repeated."""
+    if isinstance(value, list):
+        for item in value:
+            yield from rows_of(item, path)
+        return
+    plain = {key: item for key, item in value.items() if is_plain(item)}
+    inner = {key: item for key, item in value.items() if key not in plain}
+    if not inner:
+        yield ({"name": " / ".join(path)} if path else {}) | plain
+    for key, item in inner.items():
+        group = isinstance(item, list) or not any(map(is_plain, item.values()))
+        yield from (plain | row for row in rows_of(item, path if group else (*path, key)))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as a table of Markdown; numbers to the right."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    numeric = [all(isinstance(row.get(key), int | float | None) for row in rows) for key in columns]
+    lines = [columns, ["--:" if right else "---" for right in numeric]]
+    lines += [[cell(row.get(key)) for key in columns] for row in rows]
+    lines[0] = [words(key) for key in columns]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def words(key: str) -> str:
+    """A key as a heading."""
+    return key.replace("_", " ").replace("|", "\\|")
+
+
+def cell(value: Any) -> str:
+    """A value to four digits."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(map(cell, value)) or "–"
+    text = str(value).replace("|", "\\|")
+    return f"`{text[:12]}…`" if len(text) == 64 and " " not in text else text
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Offer the directive ``benchmark-tables``."""
+    app.add_directive("benchmark-tables", BenchmarkTables)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,77 @@
+"""The capability table of all models, from the records of the registry."""
+
+from collections.abc import Sequence
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+import slicescan
+from slicescan.models.base import ModelRecord
+from slicescan.registry import FAMILIES
+
+ABILITIES = {
+    "fp16": "fp16",
+    "bf16": "bf16",
+    "channels_last": "channels last",
+    "compile": "compile",
+    "export": "export",
+    "onnx": "ONNX",
+    "stream": "stream",
+}
+
+
+class ModelTable(SphinxDirective):
+    """A section for each family: what all of its models share, and a row for each."""
+
+    def run(self) -> list[nodes.Node]:
+        """Read the registry anew whenever the page is written."""
+        self.env.note_reread()
+        return self.parse_text_to_nodes("\n\n".join(sections()), allow_section_headings=True)
+
+
+def sections() -> list[str]:
+    """Families as Markdown, in the order of the registry."""
+    records = [slicescan.model_entry(name) for name in slicescan.list_models()]
+    return [section([record for record in records if record.family == family.__name__]) for family in FAMILIES]
+
+
+def section(records: Sequence[ModelRecord]) -> str:
+    """A family as Markdown."""
+    first = records[0]
+    module = next(family.__module__ for family in FAMILIES if family.__name__ == first.family)
+    lines = [f"## {first.family}", "", f"{{class}}`~{module}.{first.family}` · [paper]({first.paper})", ""]
+    lines += [f"Tiling is {first.tiling}: {first.tiling_reason}.", ""] if first.tiling else []
+    heads = ["model", "restores", "scale", "parameters", "GMACs", "pads to", *ABILITIES.values(), "weights"]
+    lines += [f"| {' | '.join(heads)} |", "|---|---|--:|--:|--:|--:" + "|:-:" * len(ABILITIES) + "|---|"]
+    lines += [row(record) for record in records]
+    return "\n".join(lines)
+
+
+def row(record: ModelRecord) -> str:
+    """A model's line."""
+    cells = [f"`{record.name}`", record.task or "–", f"×{record.scale}", *costs(record), str(record.size_multiple)]
+    cells += ["✓" if ability in record.supports else "–" for ability in ABILITIES]
+    return f"| {' | '.join([*cells, weights(record)])} |"
+
+
+def costs(record: ModelRecord) -> tuple[str, str]:
+    """Parameters and multiply-adds."""
+    return (
+        "–" if record.params is None else f"{record.params / 1e6:.2f} M",
+        "–" if record.macs_256 is None else f"{record.macs_256 / 1e9:.1f}",
+    )
+
+
+def weights(record: ModelRecord) -> str:
+    """Where trained weights are."""
+    if not record.weights:
+        return "–"
+    source = record.weights[0]
+    return "in the package" if source.page is None else f"[{source.file}]({source.page})"
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Offer the directive ``model-table``."""
+    app.add_directive("model-table", ModelTable)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
