@@ -76,15 +76,16 @@ def advance_keeping(h, decay, rates, step, entering, B, C, y, steps):
 
 
 @njit(**_SUMS)
-def retreat(g, h, decay, rates, step, entering, B, C, dy, d_entering, d_power, d_A, dB, dC, steps):
-    """The recurrence backwards: ``g``, the gradient of the state, in place; others are added to, or written.
+def retreat(g, h, decay, rates, step, entering, B, C, dy, d_entering, d_power, d_A, dB, dC, first, last):
+    """The recurrence backwards, from step ``last - 1`` to ``first``.
 
+    ``g``, the gradient of the state, changes in place; others are added to, or written.
     ``d_power`` is the sum over the states of the rate times the gradient of the logarithm of the decay.
     """
     _arrays_are_apart()
     n, width = rates.shape
     zero, _, _, _, _, _, _ = constants(g[0, 0])
-    for t in range(steps - 1, -1, -1):
+    for t in range(last - 1, first - 1, -1):
         for j in range(width):
             d_entering[t, j] = 0
             d_power[t, j] = 0

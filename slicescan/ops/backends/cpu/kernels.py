@@ -17,6 +17,7 @@ from slicescan.ops.backends.cpu.lanes import EXACT, intrinsic
 from slicescan.ops.backends.cpu.plan import (
     CHUNK,
     DELTA,
+    FEW_STEPS,
     GRAD_B,
     GRAD_DELTA,
     GRAD_U,
@@ -165,7 +166,7 @@ def _kernels(sources: str) -> tuple[Callable[..., None], Callable[..., None]]:
         b, c, db, dc = mixes[0], mixes[1], mixes[2], mixes[3]
         starts, gradients = _room((span, n, width), rates), _room((span, n, width), rates)
         h, decay = _room((CHUNK + 1, n, width), rates), _room((CHUNK, n, width), rates)
-        totals = _room((n + 2, width), rates)
+        few, totals = _room((n, width), rates), _room((2, width), rates)
         path = np.empty((3, CHUNK), np.int64)
         parts, teams = blocks // span, sums.shape[0]
         item = _claim(counter)
@@ -199,13 +200,18 @@ def _kernels(sources: str) -> tuple[Callable[..., None], Callable[..., None]]:
                         if gated:
                             ungate(dy, dz, y, u, skip, z, steps)
                         _clear(totals)
-                        retreat(g, h, decay, rates[block], step, entering, b, c, dy, d_entering, d_power, totals, db,
-                                dc, steps)  # fmt: skip
-                        unweigh(d_entering, d_power, dy, u, raw, bias, skip, softplus, step, totals[n], totals[n + 1],
+                        for end in range(steps, 0, -FEW_STEPS):
+                            _clear(few)
+                            retreat(g, h, decay, rates[block], step, entering, b, c, dy, d_entering, d_power, few, db,
+                                    dc, max(end - FEW_STEPS, 0), end)  # fmt: skip
+                            for i in range(n):
+                                for j in range(count):
+                                    sums[team, i, channel + j] += few[i, j]
+                        unweigh(d_entering, d_power, dy, u, raw, bias, skip, softplus, step, totals[0], totals[1],
                                 steps)  # fmt: skip
-                        for i in range(n + 2):
+                        for i in range(2):
                             for j in range(count):
-                                sums[team, i, channel + j] += totals[i, j]
+                                sums[team, n + i, channel + j] += totals[i, j]
                         for k in range(GRAD_U, GRAD_Z + 1):
                             store(maps[k], places[k], at, path, steps, count, kind)
                         if part == in_group - 1 or span == 1:

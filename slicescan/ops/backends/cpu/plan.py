@@ -11,6 +11,9 @@ from slicescan.ops.call import ScanCall
 CHUNK = 32
 """Steps between two saved states; the backward pass computes those between anew."""
 
+FEW_STEPS = 16
+"""Steps whose gradients of ``A``, which may cancel, are summed in the compute dtype before they join a float64 sum."""
+
 VECTOR = 8
 """Channels of a block come in whole vectors of so many, whatever the machine's own vectors are."""
 
