@@ -50,4 +50,22 @@ GPU = (
     Case("1x720x1280x72", 1, 720, 1280, 72),
 )
 
+KNOWN = {
+    (case, "bf16", "w"): {
+        "mamba-ssm, its layout": {"forward": own, "both": both},
+        "mamba-ssm, layout changes": {"forward": changed},
+    }
+    for case, own, changed, both in (
+        ("4x256x256x144", 0.67, 1.64, 6.07),
+        ("4x128x128x288", 0.46, 0.91, 2.30),
+        ("4x64x64x576", 0.67, 0.89, 2.47),
+        ("1x720x1280x72", 3.79, 5.68, 17.5),
+    )
+}
+"""Times of mamba-ssm 2.3.2 with PyTorch 2.11 on one H100, in ms; if others are found, something is composed wrongly."""
+
+LINEAR_GPU = tuple(Case(f"linear: {side}x{side}x144", 1, side, side, 144) for side in (512, 2048))
+LINEAR_CPU = tuple(Case(f"linear: {side}x{side}x48", 1, side, side, 48) for side in (64, 256))
+"""A map, and one of 16 times as many positions: the time an element should be the same."""
+
 LONG = tuple(Case(f"one sequence of {length}, {d}", 1, 1, length, d) for d in (72, 216) for length in (16384, 65536))

@@ -118,7 +118,8 @@ def compile_ahead(calls) -> None:
     print(f"{len(seen)} kernels compiled")
 
 
-def check(backend, cases) -> None:
+def check(backend, cases) -> int:
+    """How many cases are wrong; each is printed."""
     if backend is cuda:
         compile_ahead(make(**arguments) for _, arguments in cases)
     worst: dict[tuple[str, str], tuple[float, float, str]] = {}
@@ -157,6 +158,7 @@ def check(backend, cases) -> None:
     for kind in DTYPES.values():
         print(" ", str(kind)[6:], *(f"{k} {m:.1e}/{lim:.1e} ({case})" for (t, k), (m, lim, case) in worst.items()
                                     if t == str(kind)[6:]), sep="  ")  # fmt: skip
+    return failed
 
 
 def cases():
@@ -339,13 +341,13 @@ def profile(backend) -> None:
     torch.cuda.synchronize()
 
 
-def main() -> None:
+def main() -> int:
+    failed = 0
     wanted = sys.argv[1:] or ["check", "equal", "times"]
     print(torch.cuda.get_device_name(), torch.__version__)
-    names = ["triton"] if wanted == ["triton"] else ["cuda"]
     start = time.perf_counter()
     if "check" in wanted:
-        check(cuda, list(cases()))
+        failed += check(cuda, list(cases()))
     if "equal" in wanted:
         same_bits(cuda)
     print(f"{time.perf_counter() - start:.0f} s", flush=True)
@@ -366,10 +368,11 @@ def main() -> None:
         times(cuda, [(str(s), s, t, 0, None) for t in ("bf16", "fp32") for s in SQUARE])
     if "triton" in wanted:
         backend = importlib.import_module("slicescan.ops.backends.triton")
-        check(backend, list(cases())[::9])
+        failed += check(backend, list(cases())[::9])
         times(backend, [(str(s), s, "bf16", 0, None) for s in SQUARE[:2]])
-    print(f"{time.perf_counter() - start:.0f} s", names)
+    print(f"{', '.join(wanted)}: {failed} wrong; {time.perf_counter() - start:.0f} s")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

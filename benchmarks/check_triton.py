@@ -103,8 +103,8 @@ def error(x: Tensor, exact: Tensor) -> float:
     return ((x.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item() if x.numel() else 0.0
 
 
-def check() -> None:
-    """Print, for each case, the tensor that uses most of its allowance, and whether a second run gives equal bits."""
+def check() -> int:
+    """How many cases are wrong; printed for each: what uses most of its allowance, and if a second run is equal."""
     failed = 0
     for name, call in cases():
         began = time.time()
@@ -128,6 +128,7 @@ def check() -> None:
         print(f"{'FAIL' if bad else 'ok  '} {name:38} worst {worst:13} {shares[worst][0]:6.2f} of allowed "
               f"({shares[worst][1]:.1e}) equal bits {equal} {time.time() - began:5.1f} s", flush=True)  # fmt: skip
     print(f"{failed} failed")
+    return failed
 
 
 TIMED = {
@@ -188,5 +189,5 @@ def tune() -> None:
 
 if __name__ == "__main__":
     parts = {"check": check, "times": times, "tune": tune}
-    for part in sys.argv[1:] or ("check", "times"):
-        parts[part]()
+    results = [parts[part]() for part in sys.argv[1:] or ("check", "times")]
+    sys.exit(any(results))
