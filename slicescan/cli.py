@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--weights", metavar="FILE", help="weights to start from")
     train.add_argument("--device", help="cpu, cuda, cuda:1, ...")
     train.add_argument("--iterations", type=int, help="length of the run")
+    train.add_argument("--seed", type=int, help="draws of weights and data")
     train.add_argument("--max-seconds", type=float, help="stop after this time; the same command goes on")
     train.set_defaults(run=_train)
 
@@ -286,6 +287,7 @@ def _train(options: argparse.Namespace) -> int:
         validation=options.validation,
         device=options.device,
         iterations=options.iterations,
+        seed=options.seed,
         max_seconds=options.max_seconds,
     )
     print(f"averaged weights: {written}")

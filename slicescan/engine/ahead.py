@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from slicescan.engine.processes import WHOLE, Part
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -16,19 +18,23 @@ class Source(Protocol):
 
     device: torch.device
 
-    def batch(self, step: int) -> Batch:
-        """Blurred and sharp, ``(b, 3, h, w)`` each, float32 in [0, 1]."""
+    def batch(self, step: int, part: Part = WHOLE) -> Batch:
+        """Blurred and sharp, ``(b, 3, h, w)`` each, float32 in [0, 1]: the share of one process in the batch."""
+        ...
+
+    def size(self, step: int) -> int:
+        """Items in the whole batch."""
         ...
 
 
-def ahead(source: Source, first: int, last: int) -> Iterator[Batch]:
+def ahead(source: Source, first: int, last: int, part: Part = WHOLE) -> Iterator[Batch]:
     """Batches ``first`` to ``last - 1`` in order, each made by a thread, and on a GPU by a stream, of its own."""
     on_gpu = source.device.type == "cuda"
     stream = torch.cuda.Stream(source.device) if on_gpu else None
 
     def make(step: int) -> Batch:
         with torch.cuda.stream(stream) if stream else nullcontext():
-            batch = source.batch(step)
+            batch = source.batch(step, part)
         if stream:
             stream.synchronize()
         return batch

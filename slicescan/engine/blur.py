@@ -1,8 +1,7 @@
 """Synthetic motion blur: sharp photographs in, batches of blurred and sharp patches out, on any device."""
 
 import math
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from slicescan.engine.config import BlurSection, DataSection
 from slicescan.engine.jpeg import jpeg
 from slicescan.engine.pictures import PhotoFolder
+from slicescan.engine.processes import WHOLE, Part, share
 from slicescan.engine.words import draw_word
 
 GAMMA = 2.2
@@ -61,7 +61,7 @@ class SyntheticMotionBlur:
         if not photos:
             raise ValueError("there are no photographs to blur")
         self.photos: Sequence[Tensor] = photos
-        self.threads = ThreadPoolExecutor(min(16, os.cpu_count() or 1), "photographs")
+        self.threads = ThreadPoolExecutor(data.threads(), "photographs")
         if isinstance(photos, PhotoFolder):
             return
         side = max([data.patch, *(stage.patch for stage in data.progressive)]) + 2 * MARGIN
@@ -70,33 +70,45 @@ class SyntheticMotionBlur:
         self.photos = [photo.to(self.device) for photo in photos]
         self.sizes = torch.tensor([photo.shape[1] * photo.shape[2] for photo in photos], dtype=torch.float64)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Pairs of one step: blurred and sharp, ``(batch, 3, patch, patch)`` each, float32 in [0, 1] as 8 bits."""
+    def batch(self, step: int, part: Part = WHOLE) -> tuple[Tensor, Tensor]:
+        """Pairs of one step: blurred and sharp, ``(batch, 3, patch, patch)`` each, float32 in [0, 1] as 8 bits.
+
+        Args:
+            step: Number of the step.
+            part: Of several processes, which one asks: it gets its share of the batch.
+        """
         seed = (self.seed * 1_000_003 + step) % 2**63
         draw = torch.Generator().manual_seed(seed)
         grain = torch.Generator(self.device).manual_seed(seed)
         patch, count = self.data.size_at(step)
-        crops = torch.stack([self._crop(draw, patch + 2 * MARGIN, index) for index in self._indices(draw, count)])
-        light = self._highlights(crops.pow(GAMMA), draw)
-        paths, angles = self._motions(draw, patch, count)
-        exposed = expose(light, paths.to(self.device), angles.to(self.device))
+        chosen = share(count, part)
+        mine = slice(chosen.start, chosen.stop)  # everything is drawn for the whole batch, so that shares fit together
+        seeds = torch.randint(2**62, (count,), generator=draw).tolist()[mine]
+        indices = self._indices(draw, count)[mine]
+        if isinstance(self.photos, PhotoFolder):
+            list(self.threads.map(self.photos.__getitem__, set(indices)))  # read side by side
+        crops = torch.stack([self._crop(seed, patch + 2 * MARGIN, i) for seed, i in zip(seeds, indices, strict=True)])
+        light = self._highlights(crops.pow(GAMMA), draw, count, mine)
+        paths, angles = (drawn[mine].to(self.device) for drawn in self._motions(draw, patch, count))
+        exposed = expose(light, paths, angles)
         blurred = exposed.clamp(0, 1).pow(1 / GAMMA)
         sharp = light.clamp(0, 1).pow(1 / GAMMA)
         blurred, sharp = (x[..., MARGIN:-MARGIN, MARGIN:-MARGIN] for x in (blurred, sharp))
-        return self._record(blurred, draw, grain), to_8_bits(sharp)
+        return self._record(blurred, draw, grain, count, mine), to_8_bits(sharp)
 
-    def _indices(self, draw: torch.Generator, count: int) -> Iterable[int | None]:
-        """Photographs of a batch, read side by side where they are not in memory; else None: drawn crop by crop."""
-        if not isinstance(self.photos, PhotoFolder):
-            return [None] * count
-        indices = torch.randint(len(self.photos), (count,), generator=draw).tolist()
-        list(self.threads.map(self.photos.__getitem__, set(indices)))
-        return indices
+    def size(self, step: int) -> int:
+        """Patches in the whole batch of a step."""
+        return self.data.size_at(step)[1]
 
-    def _crop(self, draw: torch.Generator, whole: int, index: int | None) -> Tensor:
+    def _indices(self, draw: torch.Generator, count: int) -> list[int]:
+        """The photographs of a batch."""
+        if isinstance(self.photos, PhotoFolder):
+            return torch.randint(len(self.photos), (count,), generator=draw).tolist()
+        return torch.multinomial(self.sizes, count, replacement=True, generator=draw).tolist()
+
+    def _crop(self, seed: int, whole: int, index: int) -> Tensor:
         """One crop of side ``whole``, turned and mirrored at random."""
-        if index is None:
-            index = int(torch.multinomial(self.sizes, 1, generator=draw))
+        draw = torch.Generator().manual_seed(seed)
         photo = self.photos[index].to(self.device)
         if isinstance(self.photos, PhotoFolder):
             _check_size(f"{self.photos.files[index]}:", photo, whole)
@@ -112,11 +124,11 @@ class SyntheticMotionBlur:
         crop = crop.flip(2) if mirror else crop
         return draw_word(crop, draw) if _chance(self.data.words, draw) else crop
 
-    def _highlights(self, light: Tensor, draw: torch.Generator) -> Tensor:
+    def _highlights(self, light: Tensor, draw: torch.Generator, count: int, mine: slice) -> Tensor:
         """Make the brightest parts of some patches up to four times brighter, so that their traces saturate."""
-        gains = 1 + 3 * _uniform(draw, len(light)) * (_uniform(draw, len(light)) < self.blur.highlights)
+        gains = 1 + 3 * _uniform(draw, count) * (_uniform(draw, count) < self.blur.highlights)
         bright = light.amax(1, keepdim=True).sub(0.7).div(0.3).clamp(0, 1)
-        return light * (1 + (gains.to(light).view(-1, 1, 1, 1) - 1) * bright)
+        return light * (1 + (gains[mine].to(light).view(-1, 1, 1, 1) - 1) * bright)
 
     def _motions(self, draw: torch.Generator, patch: int, count: int) -> tuple[Tensor, Tensor]:
         settings = self.blur
@@ -139,14 +151,14 @@ class SyntheticMotionBlur:
             angles = torch.where(chosen.view(-1, 1), by, angles)
         return paths, angles
 
-    def _record(self, image: Tensor, draw: torch.Generator, grain: torch.Generator) -> Tensor:
+    def _record(self, image: Tensor, draw: torch.Generator, grain: torch.Generator, count: int, mine: slice) -> Tensor:
         """What a camera adds: noise, sometimes JPEG, always 8 bits."""
-        count = len(image)
-        sigma = self.blur.noise * _uniform(draw, count).to(image).view(-1, 1, 1, 1)
-        image = (image + sigma * torch.randn(image.shape, generator=grain, device=image.device)).clamp(0, 1)
+        sigma = self.blur.noise * _uniform(draw, count)[mine].to(image).view(-1, 1, 1, 1)
+        noise = torch.randn((count, *image.shape[1:]), generator=grain, device=image.device)[mine]
+        image = (image + sigma * noise).clamp(0, 1)
         low, high = self.blur.jpeg_quality
-        quality = low + (high - low) * _uniform(draw, count)
-        chosen = (_uniform(draw, count) < self.blur.jpeg).nonzero()[:, 0]
+        quality = (low + (high - low) * _uniform(draw, count))[mine]
+        chosen = (_uniform(draw, count)[mine] < self.blur.jpeg).nonzero()[:, 0]
         if len(chosen):
             where = chosen.to(image.device)
             image = image.index_copy(0, where, jpeg(to_8_bits(image[where]), quality[chosen].to(image)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import tomllib
 import types
 from collections.abc import Mapping
@@ -59,6 +60,8 @@ class DataSection:
         memory: GiB of pictures kept in memory; more are read again when they are needed. Of up to 1000 photographs that
             fit, each is drawn in proportion to its pixels; of more, each as often as another.
         measured: Pairs of ``validation`` that are measured, evenly spread; 0 for all.
+        workers: Threads of a process that read pictures; 0 for one a core, of several processes on a
+            host each its share, but at most 16.
     """
 
     photos: str = ""
@@ -80,6 +83,7 @@ class DataSection:
     short_last: bool = False
     memory: float = 4.0
     measured: int = 50
+    workers: int = 0
 
     def __post_init__(self) -> None:
         if self.photos and self.pairs:
@@ -91,6 +95,11 @@ class DataSection:
             raise ValueError(f"progressive: steps must grow from 1 on, got {steps}")
         if self.progressive and self.short_last:
             raise ValueError("progressive and short_last do not go together: epochs would change their length")
+
+    def threads(self) -> int:
+        """How many threads read pictures."""
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return self.workers or min(16, max(1, cores))
 
     def size_at(self, step: int) -> tuple[int, int]:
         """Side of the patches, and patches in the batch, of a step.
@@ -180,8 +189,8 @@ class OptimizerSection:
         betas: Decays of the two moments.
         weight_decay: Applied to all but the parameters that the model spares.
         clip: Largest norm of the gradient; 0 for no limit.
-        average: Decay of the running average of the weights, which is what is measured and shipped; 0 for the weights
-            themselves.
+        ema_decay: Decay of the exponential moving average of the weights, ``params_ema``, which is what is measured and
+            shipped; 0 for the weights themselves.
     """
 
     rate: float = 1e-3
@@ -191,7 +200,7 @@ class OptimizerSection:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     clip: float = 1.0
-    average: float = 0.999
+    ema_decay: float = 0.999
 
 
 @dataclass(frozen=True)
@@ -206,14 +215,18 @@ class Recipe:
         optimizer: How.
         iterations: Steps of the whole run.
         seed: Draws of weights and data.
-        accumulate: Pieces into which a batch is cut, one after the other on the device, to save memory. The loss is the
-            mean over the pieces; what a network or a loss takes over a batch, it takes over a piece.
-        amp: Precision of the forward pass; weights, loss and gradients stay float32.
-        cuda_graph: Capture a step once and replay it, on a GPU.
+        accumulate: Pieces into which a batch, of several processes the share of each, is cut, one after the other on
+            the device, to save memory. The loss is the mean over pieces and processes; what a network or a loss takes
+            over a batch, it takes over a piece.
+        amp: Precision of the forward pass; weights, loss and gradients stay float32. With ``fp16`` the loss is scaled,
+            by a factor that falls with every skipped step and grows slowly.
+        cuda_graph: Capture a step once and replay it, on a GPU, if one process trains.
         deterministic: Choose algorithms whose results do not change from run to run.
         log_every: Steps between lines of the log.
         validate_every: Steps between measurements.
         save_every: Steps between checkpoints.
+        samples: Held-out pictures on the sheet that every measurement draws: input, output, sharp; 0 for no sheet.
+        tensorboard: Write the log for TensorBoard too, if it is installed.
     """
 
     model: ModelSection
@@ -224,12 +237,14 @@ class Recipe:
     iterations: int = 100_000
     seed: int = 0
     accumulate: int = 1
-    amp: Literal["none", "bf16"] = "none"
+    amp: Literal["none", "bf16", "fp16"] = "none"
     cuda_graph: bool = False
     deterministic: bool = False
     log_every: int = 100
     validate_every: int = 2000
     save_every: int = 2000
+    samples: int = 4
+    tensorboard: bool = True
 
     def __post_init__(self) -> None:
         if self.cuda_graph and (self.data.progressive or self.data.short_last):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from slicescan.engine.data.kept import Kept
+from slicescan.engine.data.pictures import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
@@ -90,5 +91,5 @@ def _read(file: Path) -> Tensor:
         with Image.open(file) as image:
             pixels = np.array(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{file}: not a readable image ({error})") from error
+        raise DataError(f"{file}: not a readable image ({error})") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

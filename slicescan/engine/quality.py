@@ -1,8 +1,9 @@
 """The quality check: photographs blurred by a fixed recipe, restored, and measured."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,14 @@ from slicescan.engine.metrics import psnr
 
 SIDE, MARGIN = 384, 32
 POSITIONS, EXTENT, ROTATION, NOISE = 25, (7.0, 14.0), 0.004, 0.004
+
+
+class HeldOut(NamedTuple):
+    """A picture to measure on: blurred and sharp, uint8 ``(3, h, w)``."""
+
+    name: str
+    blurred: Tensor
+    sharp: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,40 +68,67 @@ def blurred_crop(photo: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return _bytes(blurred), _bytes(sharp)
 
 
-def measure(
-    restore: Callable[[Tensor], Tensor], photos: Sequence[tuple[str, Tensor]], first_seed: int = 0
-) -> list[Measured]:
-    """Blur every photograph with its index as seed, restore, and measure.
+class BlurredCrops(Sequence[HeldOut]):
+    """Photographs blurred by :func:`blurred_crop`, each with its number as seed.
 
     Args:
-        restore: Takes and returns uint8 ``(3, h, w)``.
         photos: Names and uint8 images ``(3, h, w)``.
-        first_seed: Seed of the first photograph.
     """
-    found = []
-    for seed, (name, photo) in enumerate(photos, first_seed):
-        blurred, sharp = blurred_crop(photo, seed)
-        found.append(Measured(name, psnr(blurred, sharp), psnr(restore(blurred), sharp)))
-    return found
+
+    def __init__(self, photos: Sequence[tuple[str, Tensor]]):
+        self.photos = photos
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, index: Any) -> Any:
+        name, photo = self.photos[index]
+        return HeldOut(name, *blurred_crop(photo, index))
 
 
-def measure_pairs(restore: Callable[[Tensor], Tensor], pairs: Sequence[Pair]) -> list[Measured]:
-    """Restore the blurred picture of every pair as a whole, and measure it against the sharp one, with 8 bits.
+class HeldOutPairs(Sequence[HeldOut]):
+    """Pairs as they are, whole, with 8 bits, RGB.
 
     Args:
-        restore: Takes and returns uint8 ``(3, h, w)``, RGB.
         pairs: All with a sharp picture.
 
     Raises:
-        ValueError: A picture cannot be read, or differs in size from its partner; the message names it.
+        ValueError: When one is taken that cannot be read, or differs in size from its partner; the message names it.
     """
-    found = []
-    for pair in pairs:
+
+    def __init__(self, pairs: Sequence[Pair]):
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: Any) -> Any:
+        pair = self.pairs[index]
         assert pair.sharp is not None
         blurred, sharp = (_eight_bits(picture.read()) for picture in (pair.blurred, pair.sharp))
         if blurred.shape != sharp.shape:
             raise DataError(size_mismatch(pair, blurred.shape[1:], sharp.shape[1:]))
-        found.append(Measured(pair.name, psnr(blurred, sharp), psnr(restore(blurred), sharp)))
+        return HeldOut(pair.name, blurred, sharp)
+
+
+def measure(
+    restore: Callable[[Tensor], Tensor],
+    held_out: Iterable[HeldOut],
+    seen: Callable[[HeldOut, Tensor], object] | None = None,
+) -> list[Measured]:
+    """Restore what is held out, and measure it against what is sharp.
+
+    Args:
+        restore: Takes and returns uint8 ``(3, h, w)``.
+        held_out: Blurred and sharp pictures.
+        seen: Called with each of them and what was made of it.
+    """
+    found = []
+    for one in held_out:
+        restored = restore(one.blurred)
+        found.append(Measured(one.name, psnr(one.blurred, one.sharp), psnr(restored, one.sharp)))
+        if seen:
+            seen(one, restored)
     return found
 
 

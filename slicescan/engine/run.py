@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,20 +12,33 @@ from torch import Tensor, nn
 from slicescan.engine.config import LossSection, Recipe
 from slicescan.engine.contrast import Contrast
 from slicescan.engine.losses import total, total_of_scales
+from slicescan.engine.processes import Processes
 from slicescan.registry import create_model
+
+PRECISIONS = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FIRST_SCALE, GROWS_AFTER = 2.0**16, 2000
+"""Of the loss in float16: a factor that keeps small gradients from vanishing, and steps after which it doubles."""
 
 
 class Run:
-    """What changes while a network is trained: its weights, their average, the optimiser's moments, the step."""
+    """What changes while a network is trained: its weights, their average, the optimiser's moments, the step.
 
-    def __init__(self, recipe: Recipe, device: torch.device):
-        self.recipe, self.device, self.step = recipe, device, 0
+    Args:
+        recipe: The training run.
+        device: Where.
+        processes: Those that train together; by default this one alone.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, processes: Processes | None = None):
+        self.recipe, self.device, self.step, self.processes = recipe, device, 0, processes or Processes(device)
         torch.manual_seed(recipe.seed)
         weights = recipe.model.weights
         start: dict[str, Any] = {"pretrained": True} if weights == "pretrained" else {"checkpoint_path": weights}
         model = create_model(recipe.model.name, **start, **recipe.model.arguments)
         self.contrast, self.missing = _contrast(recipe.loss, device)
         self.model = model.to(device).to(memory_format=torch.channels_last).train()
+        network = _Outputs(self.model, recipe.loss.every_output)
+        self.network = self.processes.parallel(network)
         self.parameters = list(self.model.parameters())
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         section = recipe.optimizer
@@ -47,53 +61,83 @@ class Run:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
+        self.scale = torch.full((), FIRST_SCALE, device=device)
+        self.good_steps = torch.zeros((), device=device)  # since the scale changed
+        self._settle()
         self.sums = torch.zeros(3, device=device)  # loss, gradient norm, skipped steps since the last report
         self.steps_summed = torch.zeros((), device=device)
 
-    def update(self, blurred: Tensor, sharp: Tensor) -> None:
-        """One step on one batch; a step whose gradient is not finite changes no weight and is counted."""
+    def update(self, blurred: Tensor, sharp: Tensor, weight: float = 1.0) -> None:
+        """One step on one batch; a step whose gradient is not finite changes no weight and is counted.
+
+        Args:
+            blurred: ``(b, 3, h, w)``; of several processes the share of this one.
+            sharp: What the network should make of it.
+            weight: What the share counts, see :func:`slicescan.engine.processes.weight`.
+        """
         self._begin()
-        self._update(blurred.contiguous(memory_format=torch.channels_last), sharp)
+        kind = self.parameters[0].dtype
+        self._update(blurred.to(kind, memory_format=torch.channels_last), sharp.to(kind), weight)
 
     def _begin(self) -> None:
         """Set what changes from step to step and is no tensor: the rate, and the draws of layers that draw."""
         self.rate.fill_(self.rate_at(self.step))
-        seed = (self.recipe.seed * 1_000_003 + self.step) % 2**63
+        seed = (self.recipe.seed * 1_000_003 + self.step + self.processes.part[0] * 1_000_000_007) % 2**63
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
                 torch.cuda.manual_seed(seed)
 
     def _loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
-        section = self.recipe.loss
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp == "bf16"):
-            if section.every_output:
-                outputs = self.model.forward_outputs(blurred)["outputs"]  # type: ignore[operator]
-            else:
-                outputs = [self.model(blurred)]
-        outputs = [output.float() for output in outputs]
+        section, amp = self.recipe.loss, self.recipe.amp
+        with torch.autocast(self.device.type, PRECISIONS[amp], enabled=amp != "none"):
+            outputs = self.network(blurred)
+        outputs = [output.to(sharp.dtype) for output in outputs]
         if section.every_output:
             return total_of_scales(outputs, sharp, section)
         return total(outputs[0], sharp, section, blurred=blurred, contrast=self.contrast)
 
-    def _gradients(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Loss of a batch, and its gradients, piece by piece."""
-        pieces = self.recipe.accumulate
+    def _gradients(self, blurred: Tensor, sharp: Tensor, weight: float = 1.0) -> tuple[Tensor, list[Tensor]]:
+        """Loss of a batch, and its gradients, piece by piece; of several processes the mean of their gradients."""
+        pieces = list(zip(*(image.chunk(self.recipe.accumulate) for image in (blurred, sharp)), strict=True))
         loss = torch.zeros((), device=self.device)
         gradients: list[Tensor] = []
-        for one, other in zip(blurred.chunk(pieces), sharp.chunk(pieces), strict=True):
-            part = self._loss(one, other) * (len(one) / len(blurred))
+        for parameter in self.parameters:
+            parameter.grad = None
+        for number, (one, other) in enumerate(pieces, 1):
+            with nullcontext() if self.processes.alone or number == len(pieces) else self.processes.quiet(self.network):
+                part = self._loss(one, other) * (len(one) / len(blurred) * weight)
+                loss = loss + part.detach()
+                if self.recipe.amp == "fp16":
+                    part = part * self.scale
+                if (
+                    not self.processes.alone
+                ):  # this way the processes exchange gradients while others are still computed
+                    part.backward()
+                    continue
             found = list(torch.autograd.grad(part, self.parameters))
             if gradients:
                 torch._foreach_add_(gradients, found)
             else:
                 gradients = found
-            loss = loss + part.detach()
+        gradients = gradients or [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if self.recipe.amp == "fp16":
+            torch._foreach_mul_(gradients, 1 / self.scale)
         return loss, gradients
 
-    def _update(self, blurred: Tensor, sharp: Tensor) -> None:
+    def _settle(self) -> None:
+        """Let DDP see one backward pass: it then groups the gradients anew.
+
+        Before the first step it would add them in another order than later, and a run that goes on would differ in its
+        last bits from one that was not stopped.
+        """
+        if not self.processes.alone:
+            blank = torch.zeros(1, 3, 16, 16, device=self.device, dtype=self.parameters[0].dtype)
+            self._gradients(blank, blank)
+
+    def _update(self, blurred: Tensor, sharp: Tensor, weight: float = 1.0) -> None:
         section = self.recipe.optimizer
-        loss, gradients = self._gradients(blurred, sharp)
+        loss, gradients = self._gradients(blurred, sharp, weight)
         norm = torch.nn.utils.get_total_norm(gradients)
         finite = torch.isfinite(norm)
         factor = (section.clip / norm.clamp(min=1e-12)).clamp(max=1) if section.clip else torch.ones_like(norm)
@@ -104,14 +148,22 @@ class Run:
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, [*self.parameters], 1 - section.average)
+            torch._foreach_lerp_(self.average, [*self.parameters], 1 - section.ema_decay)
+            if self.recipe.amp == "fp16":
+                self._rescale(finite)
             zero = torch.zeros_like(loss)
             seen = torch.stack([torch.where(finite, loss, zero), torch.where(finite, norm, zero), (~finite).float()])
             self.sums += seen.detach()
             self.steps_summed += 1
 
-    def captured(self) -> Callable[[Tensor, Tensor], None]:
-        """:meth:`update` as a CUDA graph: thousands of small kernels start as one."""
+    def _rescale(self, finite: Tensor) -> None:
+        """Halve the scale of the loss after a skipped step, double it after many good ones."""
+        many = finite & (self.good_steps + 1 >= GROWS_AFTER)
+        self.scale.mul_(torch.where(many, 2.0, torch.where(finite, 1.0, 0.5)))
+        self.good_steps.copy_(torch.where(finite & ~many, self.good_steps + 1, 0.0))
+
+    def captured(self) -> Callable[[Tensor, Tensor, float], None]:
+        """:meth:`update` of a process alone as a CUDA graph: thousands of small kernels start as one."""
         data = self.recipe.data
         shape = (data.batch, 3, data.patch, data.patch)
         blurred = torch.rand(shape, device=self.device).contiguous(memory_format=torch.channels_last)
@@ -131,7 +183,7 @@ class Run:
                 tensor.copy_(value)
             self.sums.zero_(), self.steps_summed.zero_()
 
-        def replay(next_blurred: Tensor, next_sharp: Tensor) -> None:
+        def replay(next_blurred: Tensor, next_sharp: Tensor, _: float) -> None:
             self._begin()
             blurred.copy_(next_blurred)
             sharp.copy_(next_sharp)
@@ -150,10 +202,11 @@ class Run:
 
     def report(self) -> dict[str, float]:
         """Means over the steps since the last report that were not skipped, and the count of those that were."""
-        loss, norm, skipped = self.sums.tolist()
+        loss, norm, skipped = self.processes.mean(self.sums).tolist()
         kept = self.steps_summed.item() - skipped
         self.sums.zero_(), self.steps_summed.zero_()
-        return {
+        scale = {"scale": self.scale.item()} if self.recipe.amp == "fp16" else {}
+        return scale | {
             "step": self.step,
             "loss": loss / kept if kept else math.nan,
             "gradient_norm": norm / kept if kept else math.nan,
@@ -170,6 +223,7 @@ class Run:
             *(moment["exp_avg"] for moment in moments),
             *(moment["exp_avg_sq"] for moment in moments),
             *(moment["step"] for moment in moments),
+            *([self.scale, self.good_steps] if self.recipe.amp == "fp16" else []),
         ]
 
     def averaged(self) -> nn.Module:
@@ -182,14 +236,27 @@ class Run:
 
     def restorer(self) -> Callable[[Tensor], Tensor]:
         """The averaged network as a function on uint8 images ``(3, h, w)``."""
-        model = self.averaged().to(self.device)
+        model, kind = self.averaged().to(self.device), self.parameters[0].dtype
 
         @torch.inference_mode()
         def restore(image: Tensor) -> Tensor:
-            restored = model(image[None].to(self.device).float() / 255)[0]
+            restored = model(image[None].to(self.device, kind) / 255)[0]
             return restored.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
 
         return restore
+
+
+class _Outputs(nn.Module):
+    """What a step calls: the outputs of a network that the loss compares, finest first."""
+
+    def __init__(self, model: nn.Module, every: bool):
+        super().__init__()
+        self.model, self.every = model, every
+
+    def forward(self, blurred: Tensor) -> tuple[Tensor, ...]:
+        if self.every:
+            return tuple(self.model.forward_outputs(blurred)["outputs"])  # type: ignore[operator]
+        return (self.model(blurred),)
 
 
 def _contrast(section: LossSection, device: torch.device) -> tuple[Contrast | None, str]:

@@ -1,28 +1,25 @@
 """Train a network by a recipe; a run that stops continues from its last checkpoint with the same bits."""
 
 import json
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TextIO
 
 import torch
-from torch import Tensor
 
-from slicescan.checkpoint import write_checkpoint
 from slicescan.engine.ahead import Source, ahead
-from slicescan.engine.blur import SyntheticMotionBlur
-from slicescan.engine.config import DataSection, Recipe, read_recipe
-from slicescan.engine.data import choose, find_sets, frame_sets, pair_folders
-from slicescan.engine.data.layouts import choose_held_out
-from slicescan.engine.data.patches import PairPatches
-from slicescan.engine.pictures import open_pictures, read_pictures
+from slicescan.engine.config import Recipe, read_recipe
+from slicescan.engine.failures import explained
+from slicescan.engine.processes import Processes, weight
 from slicescan.engine.progress import Progress
-from slicescan.engine.quality import Measured, mean_gain, mean_psnr, measure, measure_pairs
+from slicescan.engine.quality import HeldOut, mean_gain, mean_psnr, measure
 from slicescan.engine.run import Run
+from slicescan.engine.samples import Sample, draw_samples, write_samples
+from slicescan.engine.sources import open_held_out, open_source, with_folders
+from slicescan.engine.training_log import TrainingLog
 from slicescan.engine.training_state import has_state, read_state, write_state
+from slicescan.engine.weights_files import write_weights
 
 
 def train(
@@ -35,20 +32,26 @@ def train(
     weights: str | Path | None = None,
     device: str | None = None,
     iterations: int | None = None,
+    seed: int | None = None,
     max_seconds: float | None = None,
 ) -> Path:
     """Run a recipe, from its last checkpoint in ``out`` if there is one.
 
+    Of several processes, started by ``accelerate launch`` or ``torchrun``, each works on its share of every batch, and
+    the first one writes.
+
     Args:
         recipe: TOML file, or what :func:`~slicescan.engine.config.read_recipe` makes of it.
-        out: Folder of the run: ``log.jsonl``, ``checkpoint/`` and ``<model>.safetensors``, the averaged weights.
+        out: Folder of the run: ``log.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoint/``, ``<model>.safetensors``,
+            the averaged weights, and ``<model>.pth`` with ``params`` and ``params_ema``.
         photos: Folder of sharp photographs to blur, instead of the recipe's pictures.
         pairs: Data set of pairs, instead of the recipe's pictures.
         validation: Folder to measure on, instead of the recipe's: pairs where the run learns from pairs, else
             photographs, which are blurred.
         weights: File of weights to start from, instead of the recipe's.
-        device: Where to train; by default a GPU if there is one.
+        device: Where to train; by default a GPU if there is one, of several processes each its own.
         iterations: Length of the run and of its learning-rate schedule, instead of the recipe's.
+        seed: Draws of weights and data, instead of the recipe's.
         max_seconds: Stop after this time with a checkpoint; the next call goes on.
 
     Returns:
@@ -56,131 +59,114 @@ def train(
 
     Raises:
         FileNotFoundError: A folder is missing, or the recipe.
-        ValueError: The recipe or the folder of the run does not fit.
+        ValueError: The recipe or the folder of the run does not fit, or a picture cannot be read.
+        OSError: The disk is full; the last checkpoint is whole.
+        RuntimeError: Another process is gone; the last checkpoint is whole.
+        ImportError: There are several processes, and the ``train`` extra is missing.
     """
     start = time.monotonic()
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    if iterations is not None:
-        recipe = replace(recipe, iterations=iterations)
-    out, where = Path(out), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if has_state(out / "checkpoint"):
-        recipe = replace(recipe, model=replace(recipe.model, weights=""))  # the run has its own by now
-    elif weights:
+    recipe = replace(recipe, data=with_folders(recipe.data, photos, pairs, validation))
+    recipe = replace(recipe, iterations=recipe.iterations if iterations is None else iterations)
+    recipe = replace(recipe, seed=recipe.seed if seed is None else seed)
+    out, processes = Path(out), Processes(device)
+    recipe = _starting(recipe, out, weights, processes)
+    source, held_out = open_source(recipe, processes.device), open_held_out(recipe.data)
+    if recipe.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=False)
+        torch.backends.cudnn.benchmark = False
+    with explained(out, processes):
+        run = Run(recipe, processes.device, processes)
+        step = read_state(out / "checkpoint", run.state()) if processes.first else 0
+        run.step = _agree(run, step, processes)
+        if processes.first:
+            out.mkdir(parents=True, exist_ok=True)
+        with TrainingLog(out, run.step, tensorboard=recipe.tensorboard, on=processes.first) as log:
+            return _go_on(run, source, held_out, out, log, start, max_seconds)
+
+
+def _starting(recipe: Recipe, out: Path, weights: str | Path | None, processes: Processes) -> Recipe:
+    """The recipe with the weights that this process starts from: those of the run, the caller's, or the recipe's."""
+    if has_state(out / "checkpoint") or not processes.first:
+        return replace(recipe, model=replace(recipe.model, weights=""))  # the run, or the first process, has its own
+    if weights:
         recipe = replace(recipe, model=replace(recipe.model, weights=str(weights)))
     if recipe.model.weights not in ("", "pretrained") and not Path(recipe.model.weights).exists():
         raise FileNotFoundError(
             f"{recipe.model.weights}: the run starts from these weights, and they are not there; train them first, or "
             "pass weights=, or --weights on the command line"
         )
-    recipe = replace(recipe, data=_pictures(recipe.data, photos, pairs, validation))
-    source, held_out = open_source(recipe, where), open_held_out(recipe.data)
-    out.mkdir(parents=True, exist_ok=True)
-    if recipe.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=False)
-        torch.backends.cudnn.benchmark = False
-    run = Run(recipe, where)
-    run.step = read_state(out / "checkpoint", run.state())
-    weights_file = out / f"{recipe.model.name}.safetensors"
-    step_once = run.captured() if recipe.cuda_graph and where.type == "cuda" else run.update
-    progress, seconds_before = Progress(run.step, recipe.iterations), time.monotonic()
-    with _open_log(out / "log.jsonl", run.step) as log:
-        if run.missing:
-            _write(log, {"step": run.step, "off": run.missing})
-            progress.note(f"the contrastive loss is off: {run.missing}")
-        for blurred, sharp in ahead(source, run.step, recipe.iterations):
-            step_once(blurred, sharp)
-            run.step += 1
-            if run.step % recipe.log_every == 0:
-                now = time.monotonic()
-                line = run.report() | {"seconds_per_step": (now - seconds_before) / recipe.log_every}
-                seconds_before = now
-                _write(log, line)
-                progress.show(run.step, line["loss"])
-            if held_out and run.step % recipe.validate_every == 0:
-                measured = held_out(run.restorer())
-                gain, psnr = mean_gain(measured), mean_psnr(measured)
-                _write(log, {"step": run.step, "gain_db": gain, "psnr_db": psnr})
-                progress.note(f"step {run.step}: {psnr:.2f} dB, mean gain {gain:+.2f} dB")
-            late = max_seconds is not None and time.monotonic() - start > max_seconds
-            if run.step % recipe.save_every == 0 or run.step == recipe.iterations or late:
-                write_checkpoint(weights_file, run.averaged())  # first, so that a finished run always has it
+    return recipe
+
+
+def _agree(run: Run, step: int, processes: Processes) -> int:
+    """Give every process what the first one starts from, and its step."""
+    shared = torch.tensor(step, device=run.device)
+    processes.spread([shared, *run.state()])
+    return int(shared)
+
+
+def _go_on(
+    run: Run,
+    source: Source,
+    held_out: Sequence[HeldOut],
+    out: Path,
+    log: TrainingLog,
+    start: float,
+    max_seconds: float | None,
+) -> Path:
+    """The steps of a run that are left; returns the file with the averaged weights."""
+    recipe, processes = run.recipe, run.processes
+    captured = recipe.cuda_graph and run.device.type == "cuda" and processes.alone
+    step_once = run.captured() if captured else run.update
+    progress, seconds_before = Progress(run.step, recipe.iterations, on=processes.first), time.monotonic()
+    for what, why in {"the contrastive loss": run.missing, "TensorBoard": log.missing}.items():
+        if why:
+            log.write({"step": run.step, "off": f"{what}: {why}"})
+            progress.note(f"{what} is off: {why}")
+    file = out / f"{recipe.model.name}.safetensors"
+    for blurred, sharp in ahead(source, run.step, recipe.iterations, processes.part):
+        step_once(blurred, sharp, weight(source.size(run.step), processes.part))
+        run.step += 1
+        if run.step % recipe.log_every == 0:
+            now = time.monotonic()
+            line = run.report() | {"seconds_per_step": (now - seconds_before) / recipe.log_every}
+            seconds_before = now
+            log.write(line)
+            progress.show(run.step, line["loss"])
+        if held_out and run.step % recipe.validate_every == 0:
+            _validate(run, held_out, out, log, progress)
+        late = max_seconds is not None and processes.any(time.monotonic() - start > max_seconds)
+        if run.step % recipe.save_every == 0 or run.step == recipe.iterations or late:
+            if processes.first:
+                write_weights(out, run)  # first, so that a finished run always has them
                 write_state(out / "checkpoint", run.state(), run.step)
-            if late:
-                break
-        _write(log, {"step": run.step, "of": recipe.iterations, "wall_seconds": time.monotonic() - start})
+        if late:
+            break
+    processes.wait()
+    log.write({"step": run.step, "of": recipe.iterations, "wall_seconds": time.monotonic() - start})
     progress.close()
-    return weights_file
+    return file
 
 
-def open_source(recipe: Recipe, device: torch.device) -> Source:
-    """The batches of a recipe: patches of pairs, or of photographs blurred here.
+def _validate(run: Run, held_out: Sequence[HeldOut], out: Path, log: TrainingLog, progress: Progress) -> None:
+    """Measure the averaged network on what is held out, each process its share, and draw samples."""
+    index, count = run.processes.part
+    samples: list[Sample] = []
 
-    Raises:
-        FileNotFoundError: A folder is missing.
-        ValueError: The recipe names no pictures, they do not fit together, or one cannot be read.
-    """
-    data = recipe.data
-    if data.pairs and data.frames:
-        chosen = choose(frame_sets(data.pairs, data.frames, data.frame_gamma), data.split)
-    elif data.pairs and data.sharp:
-        chosen = choose([pair_folders(data.pairs, data.sharp)], data.split)
-    elif data.pairs:
-        chosen = choose(find_sets(data.pairs), data.split, data.variant)
-    elif data.photos:
-        photos = open_pictures(data.photos, data.memory)
-        return SyntheticMotionBlur(photos, data, recipe.blur, seed=recipe.seed, device=device)
-    else:
-        raise ValueError(
-            "the recipe names no pictures: pass photos=, or --photos on the command line, a folder of photographs "
-            "to blur; or pairs=, or --pairs, a data set of blurred and sharp pictures"
-        )
-    return PairPatches(chosen.pairs, data, seed=recipe.seed, device=device)
+    def keep(one: HeldOut, restored: torch.Tensor) -> None:
+        if len(samples) < run.recipe.samples:
+            samples.append((one.name, one.blurred, restored, one.sharp))
 
-
-def open_held_out(data: DataSection) -> Callable[[Callable[[Tensor], Tensor]], list[Measured]] | None:
-    """What measures a network, given as a function on uint8 images; None without pictures to measure on."""
-    if not data.validation:
-        return None
-    if not data.pairs:
-        photos = read_pictures(data.validation)
-        return lambda restore: measure(restore, photos)
-    pairs = choose_held_out(find_sets(data.validation), data.variant).pairs
-    if data.measured:
-        pairs = pairs[:: -(-len(pairs) // data.measured)]
-    return lambda restore: measure_pairs(restore, pairs)
-
-
-def _pictures(
-    data: DataSection, photos: str | Path | None, pairs: str | Path | None, validation: str | Path | None
-) -> DataSection:
-    """The data of a recipe with the folders that the caller names in place of its own."""
-    if photos and pairs:
-        raise ValueError("photos= and pairs= are two kinds of pictures to learn from: pass one of them")
-    if photos:
-        data = replace(data, photos=str(photos), pairs="", sharp="", frames=0)
-    if pairs:
-        data = replace(data, pairs=str(pairs), photos="", sharp="")
-    return replace(data, validation=str(validation)) if validation else data
-
-
-def _open_log(file: Path, step: int) -> TextIO:
-    """A log to go on with: without what came after the checkpoint, and without a line that was cut short."""
-    kept = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
-        try:
-            fits = json.loads(line)["step"] <= step
-        except (ValueError, KeyError, TypeError):
-            continue
-        kept += [line + "\n"] if fits else []
-    fresh = file.with_suffix(".partial")
-    fresh.write_text("".join(kept), encoding="utf-8")
-    os.replace(fresh, file)
-    return open(file, "a", encoding="utf-8")
-
-
-def _write(log: TextIO, line: dict) -> None:
-    log.write(json.dumps(line) + "\n")
-    log.flush()
+    mine = (held_out[place] for place in range(index, len(held_out), count))
+    measured = run.processes.gather(measure(run.restorer(), mine, keep))
+    gain, psnr = mean_gain(measured), mean_psnr(measured)
+    log.write({"step": run.step, "gain_db": gain, "psnr_db": psnr})
+    progress.note(f"step {run.step}: {psnr:.2f} dB, mean gain {gain:+.2f} dB")
+    if run.processes.first and samples:
+        sheet = draw_samples(samples)
+        write_samples(out / "samples", run.step, sheet)
+        log.show(sheet, run.step)
 
 
 def describe(recipe: Recipe) -> str:

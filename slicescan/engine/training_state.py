@@ -16,20 +16,18 @@ PART = 12 << 20
 
 
 def write_state(folder: Path, tensors: Sequence[Tensor], step: int) -> None:
-    """Write tensors and the step to ``folder``; what was there stays until the new checkpoint is complete."""
+    """Write tensors and the step to ``folder``; what was there stays until the new checkpoint is complete.
+
+    Raises:
+        OSError: It cannot be written; what was written of it is removed.
+    """
     fresh, old = folder.with_name(folder.name + ".new"), _old(folder)
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    part: dict[str, Tensor] = {}
-    size, parts = 0, 0
-    for index, tensor in enumerate(tensors):
-        if part and size + tensor.nbytes > PART:
-            save_file(part, fresh / f"part-{parts}.safetensors")
-            part, size, parts = {}, 0, parts + 1
-        part[str(index)] = tensor.detach().cpu().contiguous()
-        size += tensor.nbytes
-    save_file(part, fresh / f"part-{parts}.safetensors")
-    (fresh / "state.json").write_text(json.dumps({"step": step, "tensors": len(tensors), "parts": parts + 1}))
+    try:
+        _write_parts(fresh, tensors, step)
+    except (OSError, SafetensorError):
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     if folder.exists():  # otherwise the old one is all there is until the next rename
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
@@ -37,9 +35,33 @@ def write_state(folder: Path, tensors: Sequence[Tensor], step: int) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _write_parts(folder: Path, tensors: Sequence[Tensor], step: int) -> None:
+    folder.mkdir(parents=True)
+    part: dict[str, Tensor] = {}
+    size, parts = 0, 0
+    for index, tensor in enumerate(tensors):
+        if part and size + tensor.nbytes > PART:
+            save_file(part, folder / f"part-{parts}.safetensors")
+            part, size, parts = {}, 0, parts + 1
+        part[str(index)] = tensor.detach().cpu().contiguous()
+        size += tensor.nbytes
+    save_file(part, folder / f"part-{parts}.safetensors")
+    (folder / "state.json").write_text(json.dumps({"step": step, "tensors": len(tensors), "parts": parts + 1}))
+
+
 def has_state(folder: Path) -> bool:
     """Whether there is a complete checkpoint, also if writing the next one stopped between its two renames."""
     return any((place / "state.json").is_file() for place in (folder, _old(folder)))
+
+
+def step_of(folder: Path) -> int | None:
+    """Step of the last complete checkpoint; None if there is none that can be read."""
+    for place in (folder, _old(folder)):
+        try:
+            return int(json.loads((place / "state.json").read_text(encoding="utf-8"))["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def read_state(folder: Path, tensors: Sequence[Tensor]) -> int:

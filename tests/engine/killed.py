@@ -1,7 +1,8 @@
-"""Train once undisturbed, and once killed again and again; run by test_killed.py in a process of its own.
+"""Train once undisturbed, and then killed again and again; run by test_killed.py in a process of its own.
 
-Children are forked before anything is computed, so that a start costs no import. Prints, as JSON, the step of the
-checkpoint at every kill, -1 for none.
+Children are forked before anything is computed, so that a start costs no import. A run that reaches its end before it
+has been killed often enough is followed by another. Prints, as JSON, the number of the run and the step of its
+checkpoint, -1 for none, at every kill.
 """
 
 import json
@@ -16,8 +17,9 @@ import torch._dynamo  # noqa: F401  (every optimiser imports it: here once for a
 
 from slicescan.engine.config import DataSection, ModelSection, OptimizerSection, Recipe
 from slicescan.engine.train import train
+from slicescan.engine.training_state import step_of
 
-STEPS, KILLS = 8, 5
+STEPS, KILLS = 24, 20
 RECIPE = Recipe(
     ModelSection("xyscannet_tiny", {"dim": 4, "blocks": [1, 1, 1], "state": 2}),
     DataSection(patch=8, batch=2),
@@ -25,6 +27,7 @@ RECIPE = Recipe(
     iterations=STEPS,
     log_every=1,
     save_every=1,
+    tensorboard=False,
 )
 
 
@@ -37,14 +40,10 @@ def start(pairs: Path, out: Path) -> int:
     os._exit(0)
 
 
-def step_of(out: Path) -> int:
-    """Step of the last whole checkpoint."""
-    for folder in (out / "checkpoint", out / "checkpoint.old"):
-        try:
-            return json.loads((folder / "state.json").read_text())["step"]
-        except (OSError, ValueError):
-            continue
-    return -1
+def reached(out: Path) -> int:
+    """Step of the last whole checkpoint, -1 for none."""
+    step = step_of(out / "checkpoint")
+    return -1 if step is None else step
 
 
 def kill_at_random(pairs: Path, out: Path, after: int, within: float) -> bool:
@@ -55,7 +54,7 @@ def kill_at_random(pairs: Path, out: Path, after: int, within: float) -> bool:
     """
     child = start(pairs, out)
     ended, status = 0, 0
-    while not ended and after >= 0 and step_of(out) <= after:
+    while not ended and after >= 0 and reached(out) <= after:
         ended, status = os.waitpid(child, os.WNOHANG)
         time.sleep(0.001)
     if not ended:
@@ -72,13 +71,16 @@ def main(pairs: Path, out: Path) -> None:
     _, status = os.waitpid(start(pairs, out / "undisturbed"), 0)
     assert status == 0
     a_step = (time.monotonic() - begun) / (STEPS + 2)
-    killed = out / "killed"
-    kills = []
-    for attempt in range(KILLS):  # the first before there is any checkpoint, most likely
-        after = max(0, step_of(killed)) if attempt else -1
+    kills: list[tuple[int, int]] = []
+    run = 0
+    while len(kills) < KILLS:
+        killed = out / f"killed-{run}"
+        after = max(0, reached(killed)) if kills else -1  # the first before there is any checkpoint, most likely
         if kill_at_random(pairs, killed, after, a_step / 2):
-            kills.append(step_of(killed))
-    _, status = os.waitpid(start(pairs, killed), 0)
+            kills.append((run, reached(killed)))
+        else:
+            run += 1
+    _, status = os.waitpid(start(pairs, out / f"killed-{run}"), 0)
     assert status == 0
     print(json.dumps(kills))
 

@@ -122,7 +122,7 @@ def test_whole_numbers_stand_for_floats_and_lists_for_pairs(read):
         ("iterations = true\n" + MODEL, "iterations: expected int, got True"),
         ('iterations = "3"\n' + MODEL, "iterations: expected int, got '3'"),
         ("cuda_graph = 1\n" + MODEL, "cuda_graph: expected bool, got 1"),
-        ('amp = "fp8"\n' + MODEL, "amp: expected one of 'none', 'bf16', got 'fp8'"),
+        ('amp = "fp8"\n' + MODEL, "amp: expected one of 'none', 'bf16', 'fp16', got 'fp8'"),
         ("[model]\nname = 3\n", "model.name: expected str, got 3"),
         (MODEL + "arguments = 3\n", "model.arguments: expected mapping, got 3"),
         (MODEL + "[optimizer]\nrate = true\n", "optimizer.rate: expected float, got True"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from slicescan.engine.metrics import psnr
-from slicescan.engine.quality import SIDE, Measured, blurred_crop, mean_gain, measure
+from slicescan.engine.quality import SIDE, BlurredCrops, Measured, blurred_crop, mean_gain, measure
 
 
 def photo(h, w, seed=0):
@@ -87,12 +87,13 @@ def test_a_missing_margin_is_repeated():
 
 
 def test_measured_figures_are_those_of_each_photograph_with_its_own_seed(pairs):
-    photos = [("a", photo(460, 470)), ("b", photo(460, 470))]
-    found = measure(lambda image: image.roll(1, 2), photos)
+    crops, seen = BlurredCrops([("a", photo(460, 470)), ("b", photo(460, 470))]), []
+    found = measure(lambda image: image.roll(1, 2), crops, lambda *one: seen.append(one))
     for one, name, (blurred, sharp) in zip(found, "ab", pairs, strict=True):
         assert one == Measured(name, psnr(blurred, sharp), psnr(blurred.roll(1, 2), sharp))
         assert one.gain == one.psnr_out - one.psnr_in
-    assert measure(lambda image: image, photos[1:], first_seed=1)[0].psnr_in == found[1].psnr_in
+    assert len(crops) == 2 and [one.name for one, _ in seen] == ["a", "b"]
+    assert all(torch.equal(restored, one.blurred.roll(1, 2)) for one, restored in seen)
 
 
 def test_mean_gain_is_the_mean_and_nan_of_nothing():

@@ -9,8 +9,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import slicescan
+from slicescan.checkpoint import read_checkpoint
+from slicescan.engine import quality, sources
 from slicescan.engine import train as module
 from slicescan.engine.config import BlurSection, DataSection, LossSection, ModelSection, OptimizerSection, Recipe
+from slicescan.engine.pictures import read_pictures
+from slicescan.engine.samples import GAP, LINE
 from slicescan.engine.train import Run, describe, train
 from slicescan.engine.training_state import read_state
 
@@ -18,11 +22,12 @@ RECIPE = Recipe(
     ModelSection("xyscannet_tiny", {"dim": 4, "blocks": [1, 1, 1], "state": 2}),
     DataSection(patch=16, batch=2),
     BlurSection(positions=3),
-    optimizer=OptimizerSection(rate=2e-3, warmup=3, average=0.9),
+    optimizer=OptimizerSection(rate=2e-3, warmup=3, ema_decay=0.9),
     iterations=6,
     log_every=2,
     save_every=100,
     validate_every=100,
+    tensorboard=False,
 )
 CPU = torch.device("cpu")
 
@@ -119,6 +124,19 @@ def test_the_file_is_a_model_with_the_averaged_weights(undisturbed):
     assert not model.training
 
 
+def test_the_file_for_others_has_the_weights_and_their_average(undisturbed):
+    """Under the names that BasicSR uses; whoever loads it gets the average."""
+    file = undisturbed / "xyscannet_tiny.pth"
+    run = Run(RECIPE, CPU)
+    read_state(undisturbed / "checkpoint", run.state())
+    content = torch.load(file, weights_only=True)
+    names = [name for name, _ in run.model.named_parameters()]
+    assert same([content["params"][name] for name in names], run.parameters)
+    assert same([content["params_ema"][name] for name in names], run.average)
+    assert read_checkpoint(file).stripped == ("params_ema",)
+    assert same(list(slicescan.load(file).parameters()), run.average)
+
+
 def test_the_average_follows_the_weights():
     run = Run(RECIPE, CPU)
     expected = [parameter.detach().clone() for parameter in run.parameters]
@@ -211,14 +229,23 @@ def test_every_line_of_the_log_is_json(undisturbed):
 
 
 def test_photographs_held_out_are_measured(photos, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(module, "measure", lambda restore, photos: seen.append((restore(photos[0][1]), photos)) or [])
-    recipe = replace(RECIPE, validate_every=2, iterations=2)
+    """In small: whole photographs instead of the crops of the quality check."""
+    monkeypatch.setattr(quality, "blurred_crop", lambda photo, seed: (photo.flip(seed), photo))
+    recipe = replace(RECIPE, validate_every=2, iterations=2, samples=1)
     train(recipe, out=tmp_path, photos=photos, validation=photos, device="cpu")
-    ((restored, measured_on),) = seen
-    assert [name for name, _ in measured_on] == ["0.png", "1.png"]
-    assert restored.shape == measured_on[0][1].shape and restored.dtype == torch.uint8
-    assert [line["step"] for line in lines(tmp_path) if "gain_db" in line] == [2]
+    (line,) = (line for line in lines(tmp_path) if "gain_db" in line)
+    restore = slicescan.load(tmp_path / "xyscannet_tiny.safetensors")
+    found = []
+    for _, photo in read_pictures(photos):
+        restored = slicescan.restore(restore, photo.flip(len(found)).permute(1, 2, 0).numpy())
+        found.append(quality.psnr(torch.from_numpy(restored).permute(2, 0, 1), photo))
+    assert line["step"] == 2 and line["psnr_db"] == pytest.approx(sum(found) / 2)
+    with Image.open(tmp_path / "samples" / "step-00000002.png") as sheet:
+        shown = torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
+    h, w = read_pictures(photos)[0][1].shape[1:]
+    for column, picture in ((0, read_pictures(photos)[0][1].flip(0)), (2, read_pictures(photos)[0][1])):
+        left = GAP + column * (w + GAP)
+        assert torch.equal(shown[:, LINE : LINE + h, left : left + w], picture)
 
 
 def test_iterations_replace_those_of_the_recipe(photos, tmp_path):
@@ -246,10 +273,10 @@ def test_the_folder_of_another_run_is_an_error(undisturbed, photos):
 
 
 def test_a_failure_while_making_a_batch_ends_the_run(photos, tmp_path, monkeypatch):
-    def fail(self, step):
+    def fail(self, step, part):
         raise RuntimeError(f"batch {step}")
 
-    monkeypatch.setattr(module.SyntheticMotionBlur, "batch", fail)
+    monkeypatch.setattr(sources.SyntheticMotionBlur, "batch", fail)
     with pytest.raises(RuntimeError, match="batch 0"):
         train(RECIPE, out=tmp_path, photos=photos, device="cpu")
 

@@ -13,8 +13,10 @@ import slicescan
 from slicescan.cli import main
 from slicescan.engine.config import DataSection, LossSection, ModelSection, OptimizerSection, Recipe, Stage
 from slicescan.engine.losses import total, total_of_scales
+from slicescan.engine.quality import measure
 from slicescan.engine.run import Run
-from slicescan.engine.train import open_held_out, train
+from slicescan.engine.sources import open_held_out
+from slicescan.engine.train import train
 from slicescan.engine.training_state import read_state
 from tests.engine.data.sets import write
 from tests.engine.vgg import random_weights, whole_file
@@ -24,11 +26,12 @@ RECIPE = Recipe(
     MODEL,
     DataSection(patch=8, batch=3, channels="bgr", short_last=True),
     loss=LossSection(edge=0.05),
-    optimizer=OptimizerSection(rate=2e-3, warmup=0, clip=0.0, average=0.0),
+    optimizer=OptimizerSection(rate=2e-3, warmup=0, clip=0.0, ema_decay=0.0),
     iterations=4,
     log_every=2,
     save_every=100,
     validate_every=2,
+    tensorboard=False,
 )
 CPU = torch.device("cpu")
 
@@ -88,8 +91,8 @@ def test_a_run_on_pairs_stopped_after_every_step_ends_with_the_same_bits(data, g
 def test_held_out_pairs_are_measured_as_they_are(gopro, tmp_path):
     train(RECIPE, out=tmp_path, pairs=gopro, validation=gopro, device="cpu")
     assert [line["step"] for line in lines(tmp_path) if "psnr_db" in line] == [2, 4]
-    measure = open_held_out(replace(RECIPE.data, pairs=str(gopro), validation=str(gopro)))
-    (one,) = measure(lambda image: image)
+    held_out = open_held_out(replace(RECIPE.data, pairs=str(gopro), validation=str(gopro)))
+    (one,) = measure(lambda image: image, held_out)
     assert one.name == "test/GOPR5/blur/1.png" and one.gain == 0
     soft, sharp = (np.array(Image.open(gopro / "test/GOPR5" / side / "1.png"), float) for side in ("blur", "sharp"))
     assert one.psnr_in == pytest.approx(10 * np.log10(255**2 / ((soft - sharp) ** 2).mean()))
@@ -98,7 +101,7 @@ def test_held_out_pairs_are_measured_as_they_are(gopro, tmp_path):
 def test_some_held_out_pairs_may_be_enough(gopro):
     data = replace(RECIPE.data, pairs=str(gopro), validation=str(gopro / "train"))
     for measured, count in ((0, 5), (2, 2), (3, 3), (9, 5)):
-        assert len(open_held_out(replace(data, measured=measured))(lambda image: image)) == count
+        assert len(open_held_out(replace(data, measured=measured))) == count
 
 
 def test_frames_and_two_folders_are_pairs_too(tmp_path):
@@ -127,6 +130,7 @@ def test_the_command_trains_on_pairs_from_given_weights(gopro, tmp_path):
     text = "\n".join(
         [
             "iterations = 1",
+            "tensorboard = false",
             "[model]",
             'name = "xyscannet_tiny"',
             "arguments = { dim = 4, blocks = [1, 1, 1], state = 2 }",
@@ -136,7 +140,7 @@ def test_the_command_trains_on_pairs_from_given_weights(gopro, tmp_path):
             "[optimizer]",
             "rate = 0.0",
             "final_rate = 0.0",
-            "average = 0.0",
+            "ema_decay = 0.0",
         ]
     )
     (tmp_path / "run.toml").write_text(text)

@@ -1,7 +1,6 @@
 """Random patches of pairs, batch by batch; what a batch holds depends on nothing but the seed and its number."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -13,6 +12,7 @@ from torch import Tensor
 from slicescan.engine.config import DataSection
 from slicescan.engine.data.kept import Kept
 from slicescan.engine.data.pictures import DataError, Pair
+from slicescan.engine.processes import WHOLE, Part, share
 
 
 class PairPatches:
@@ -53,19 +53,29 @@ class PairPatches:
                 raise DataError(f"{pair.blurred}: no sharp partner to learn from")
         self.pairs, self.data, self.seed, self.device = list(pairs), data, seed, torch.device(device)
         self.kept = Kept(int(data.memory * 2**30))
-        self.threads = ThreadPoolExecutor(min(16, os.cpu_count() or 1), "pictures")
+        self.threads = ThreadPoolExecutor(data.threads(), "pictures")
         self.order = lru_cache(2)(self._order)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, part: Part = WHOLE) -> tuple[Tensor, Tensor]:
         """Pairs of one step: blurred and sharp, ``(batch, 3, patch, patch)`` each, float32 in [0, 1].
+
+        Args:
+            step: Number of the step.
+            part: Of several processes, which one asks: it gets its share of the batch.
 
         Raises:
             DataError: A picture cannot be read, partners differ in size, or are smaller than a patch.
         """
         patch, _ = self.data.size_at(step)
-        items = list(self.threads.map(lambda place: self.item(place[0], place[1], patch), self.places(step)))
+        places = self.places(step)
+        places = [places[rank] for rank in share(len(places), part)]
+        items = list(self.threads.map(lambda place: self.item(place[0], place[1], patch), places))
         blurred, sharp = (torch.stack(side).to(self.device) for side in zip(*items, strict=True))
         return blurred, sharp
+
+    def size(self, step: int) -> int:
+        """Pairs in the whole batch of a step."""
+        return len(self.places(step)) if self.data.short_last else self.data.size_at(step)[1]
 
     def places(self, step: int) -> list[tuple[int, int]]:
         """Epoch and index of every item of a batch."""
