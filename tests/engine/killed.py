@@ -21,7 +21,7 @@ from slicescan.engine.training_state import step_of
 
 STEPS, KILLS = 24, 20
 RECIPE = Recipe(
-    ModelSection("xyscannet_tiny", {"dim": 4, "blocks": [1, 1, 1], "state": 2}),
+    ModelSection("nafnet_w32", {"width": 4, "enc_blocks": [1], "middle_blocks": 1, "dec_blocks": [1]}),  # quick
     DataSection(patch=8, batch=2),
     optimizer=OptimizerSection(rate=2e-3, warmup=3),
     iterations=STEPS,

@@ -41,4 +41,4 @@ def state(folder):
     """What a whole run has in its checkpoint and in its file of weights."""
     run = Run(killed.RECIPE, torch.device("cpu"))
     assert read_state(folder / "checkpoint", run.state()) == killed.STEPS
-    return [*run.state(), *load_file(folder / "xyscannet_tiny.safetensors").values()]
+    return [*run.state(), *load_file(folder / "nafnet_w32.safetensors").values()]
