@@ -5,6 +5,7 @@ pytest-benchmark name theirs in ``machine_info``.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,18 @@ from sphinx.errors import SphinxError
 from sphinx.util.docutils import SphinxDirective
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-ABOUT = {
-    "onnx": "ONNX beside PyTorch, with the compiled scan (`benchmarks/onnx_speed.py`).",
-    "quality": "Blurred photographs that were not trained on, before and after; PSNR in dB (`benchmarks/quality.py`).",
-    "scan": "The scan alone, on every backend and peer that ran; times in ms (`benchmarks/scan.py`).",
-    "study": "The ablations of the paper at equal budget (`benchmarks/study`).",
+KINDS = {
+    "onnx": ("ONNX beside PyTorch", "With the compiled scan (`benchmarks/onnx_speed.py`)."),
+    "quality": (
+        "Quality of weights",
+        "Synthetic blur on photographs that were not trained on; PSNR in dB, LPIPS lower is better "
+        "(`benchmarks/quality.py`). `gain` is what the restoration adds to the PSNR, `sharp psnr` what is left of a "
+        "sharp crop.",
+    ),
+    "scan": ("The scan alone", "Every backend and peer that ran; times in ms (`benchmarks/scan.py`)."),
+    "study": ("The ablations of the paper at equal budget", "Trained and measured by `benchmarks/study`."),
 }
-"""What a kind of result is, by the first word of the file's name."""
+"""Heading and a word on each kind of result, by the first word of the file's name."""
 
 MACHINE = ("device", "cuda", "torch", "triton", "python", "slicescan", "backend", "onnx", "onnxruntime")
 
@@ -53,16 +59,15 @@ def section(stem: str, result: Mapping[str, Any]) -> str:
     if not result.get("device"):
         raise SphinxError(f"benchmarks/results/{stem}.json names no device: add the key 'device' to the file")
     kind, _, rest = stem.partition("_")
-    lines = [f"## {kind.capitalize()}: {rest.replace('_', ' ')}" if rest else f"## {kind.capitalize()}", ""]
-    lines += [f"{ABOUT[kind]}\n"] if kind in ABOUT else []
+    heading, about = KINDS.get(kind, (kind.capitalize(), ""))
+    lines = [f"## {heading}: `{rest}`" if rest else f"## {heading}", "", about, ""]
     versions = ", ".join(f"{key} {result[key]}" for key in MACHINE[1:] if result.get(key))
     lines += [f"**{result['device']}**{f' · {versions}' if versions else ''} · `benchmarks/results/{stem}.json`", ""]
-    rest_of_it = {key: value for key, value in result.items() if key not in MACHINE}
-    single = {key: value for key, value in rest_of_it.items() if is_plain(value)}
-    if single:
-        lines += [table([{"key": key, "value": value} for key, value in single.items()]), ""]
-    for key, value in rest_of_it.items():
-        if key not in single and (rows := list(rows_of(value))):
+    figures = {key: value for key, value in result.items() if key not in MACHINE}
+    single = [f"{words(key)} **{cell(value)}**" for key, value in figures.items() if is_plain(value)]
+    lines += [" · ".join(single), ""]
+    for key, value in figures.items():
+        if not is_plain(value) and (rows := list(rows_of(value))):
             lines += [f"**{words(key)}**", "", table(rows), ""]
     return "\n".join(lines)
 
@@ -85,6 +90,11 @@ def is_plain(value: Any) -> bool:
     )
 
 
+def is_record(value: Any) -> bool:
+    """Whether a value is one row of a table."""
+    return isinstance(value, dict) and all(map(is_plain, value.values()))
+
+
 def rows_of(value: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
     """Nested figures as rows: lists and groups of records become rows, and what stands beside them is repeated."""
     if isinstance(value, list):
@@ -96,31 +106,41 @@ def rows_of(value: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
     if not inner:
         yield ({"name": " / ".join(path)} if path else {}) | plain
     for key, item in inner.items():
-        group = isinstance(item, list) or not any(map(is_plain, item.values()))
+        group = isinstance(item, list) or all(is_record(each) for each in item.values())
         yield from (plain | row for row in rows_of(item, path if group else (*path, key)))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a table of Markdown; numbers to the right."""
+    """Rows as a table of Markdown; numbers to the right, those of a column with as many decimals."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     numeric = [all(isinstance(row.get(key), int | float | None) for row in rows) for key in columns]
-    lines = [columns, ["--:" if right else "---" for right in numeric]]
-    lines += [[cell(row.get(key)) for key in columns] for row in rows]
-    lines[0] = [words(key) for key in columns]
+    lines = [[words(key) for key in columns], ["--:" if right else "---" for right in numeric]]
+    places = {key: decimals([row.get(key) for row in rows]) for key in columns}
+    lines += [[cell(row.get(key), places[key]) for key in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def decimals(values: list[Any]) -> int | None:
+    """Decimals that give the largest of some numbers four digits; None if they are better written one by one."""
+    sizes = [abs(value) for value in values if isinstance(value, float) and math.isfinite(value)]
+    if not sizes or max(sizes) < 1e-2 or max(sizes) >= 1e4:
+        return None
+    return 3 - max(0, math.floor(math.log10(max(sizes))))
+
+
 def words(key: str) -> str:
-    """A key as a heading."""
+    """A key as people write it."""
     return key.replace("_", " ").replace("|", "\\|")
 
 
-def cell(value: Any) -> str:
-    """A value to four digits."""
+def cell(value: Any, places: int | None = None) -> str:
+    """A value, to four digits unless decimals are given."""
     if value is None:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float) and places is not None:
+        return f"{value:.{places}f}"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     if isinstance(value, int):

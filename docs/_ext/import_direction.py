@@ -63,7 +63,8 @@ def siblings(layer: str, apart: list[str]) -> Iterator[str]:
             )
             modules = "".join(f"<li><code>{html.escape(name)}</code></li>" for name in names)
             label = f"{package}: none of these imports another"
-            yield f'<ul class="siblings" aria-label="{label}">{modules}</ul>'
+            name = f'<span class="purpose">{package}</span>' if package != layer else ""
+            yield f'<div class="siblings">{name}<ul aria-label="{label}">{modules}</ul></div>'
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -37,9 +37,8 @@ def mathml(node: nodes.Element, *, block: bool) -> str:
     try:
         if not block:
             return latex2mathml.tex2mathml(formula)
-        environment = pick_math_environment(formula)
-        if environment.startswith("align") and r"\begin{align" not in formula:
-            formula = rf"\begin{{{environment}}}{formula}\end{{{environment}}}"
+        if pick_math_environment(formula).startswith("align") and r"\begin{align" not in formula:
+            formula = rf"\begin{{align}}{formula}\end{{align}}"
         return latex2mathml.tex2mathml(formula, as_block=True)
     except MathError as error:
         raise SphinxError(

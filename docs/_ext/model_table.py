@@ -19,6 +19,7 @@ ABILITIES = {
     "onnx": "ONNX",
     "stream": "stream",
 }
+NUMBERS = {"scale", "parameters", "GMACs", "pads to"}
 
 
 class ModelTable(SphinxDirective):
@@ -37,22 +38,35 @@ def sections() -> list[str]:
 
 
 def section(records: Sequence[ModelRecord]) -> str:
-    """A family as Markdown."""
+    """A family as Markdown: columns in which all of its models agree are said once, above the table."""
     first = records[0]
     module = next(family.__module__ for family in FAMILIES if family.__name__ == first.family)
-    lines = [f"## {first.family}", "", f"{{class}}`~{module}.{first.family}` · [paper]({first.paper})", ""]
+    columns = [cells(record) for record in records]
+    agreed = [key for key in ("restores", "scale", "pads to", "weights") if len({row[key] for row in columns}) == 1]
+    said = " · ".join(f"{key} {columns[0][key]}" for key in agreed if columns[0][key] != "–")
+    lines = [f"## {first.family}", "", f"{{class}}`~{module}.{first.family}` · [paper]({first.paper}) · {said}", ""]
     lines += [f"Tiling is {first.tiling}: {first.tiling_reason}.", ""] if first.tiling else []
-    heads = ["model", "restores", "scale", "parameters", "GMACs", "pads to", *ABILITIES.values(), "weights"]
-    lines += [f"| {' | '.join(heads)} |", "|---|---|--:|--:|--:|--:" + "|:-:" * len(ABILITIES) + "|---|"]
-    lines += [row(record) for record in records]
+    heads = [key for key in columns[0] if key not in agreed]
+    sides = ["--:" if key in NUMBERS else ":-:" if key in ABILITIES.values() else "---" for key in heads]
+    for line in (heads, sides, *([row[key] for key in heads] for row in columns)):
+        lines.append(f"| {' | '.join(line)} |")
     return "\n".join(lines)
 
 
-def row(record: ModelRecord) -> str:
-    """A model's line."""
-    cells = [f"`{record.name}`", record.task or "–", f"×{record.scale}", *costs(record), str(record.size_multiple)]
-    cells += ["✓" if ability in record.supports else "–" for ability in ABILITIES]
-    return f"| {' | '.join([*cells, weights(record)])} |"
+def cells(record: ModelRecord) -> dict[str, str]:
+    """A model's line, by the heads of its columns."""
+    params, macs = costs(record)
+    abilities = {head: "✓" if ability in record.supports else "–" for ability, head in ABILITIES.items()}
+    return {
+        "model": f"`{record.name}`",
+        "restores": record.task or "–",
+        "scale": f"×{record.scale}",
+        "parameters": params,
+        "GMACs": macs,
+        "pads to": str(record.size_multiple),
+        **abilities,
+        "weights": weights(record),
+    }
 
 
 def costs(record: ModelRecord) -> tuple[str, str]:
