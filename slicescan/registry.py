@@ -98,6 +98,13 @@ def load(path: str | Path, **kwargs: Any) -> nn.Module:
         FileNotFoundError: There is no such file.
         CheckpointError: The file cannot be used, or fits no model.
         TypeError: The model has no such argument.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     create_model("xyscannet_tiny", dim=8, blocks=(1, 1, 1)).save_pretrained(folder)
+        ...     load(folder).arguments["dim"]
+        8
     """
     found = read_checkpoint(path)
     if found.stripped:
@@ -159,12 +166,22 @@ def list_models(
 
 
 def list_pretrained() -> list[str]:
-    """Names of models whose trained weights ship with the package."""
+    """Names of models whose trained weights ship with the package.
+
+    Example:
+        >>> "xyscannet_tiny" in list_pretrained()
+        True
+    """
     return list_models(pretrained=True)
 
 
 def is_model(model_name: str) -> bool:
-    """Whether there is a model of that name."""
+    """Whether there is a model of that name.
+
+    Example:
+        >>> is_model("restormer"), is_model("restormers")
+        (True, False)
+    """
     return model_name in _builders()
 
 

@@ -42,6 +42,7 @@ class BeforeAfter(SphinxDirective):
         model, width = self.options.get("model", "xyscannet_tiny"), self.options.get("width", 480)
         alt = self.options.get("alt", photo.stem.replace("_", " "))
         self.env.note_dependency(str(photo))
+        self.env.note_dependency(__file__)
         files = draw(photo, model, width, Path(self.env.srcdir) / PICTURES)
         slider = before_after("", label=f"How much of the restored picture is shown: {alt}")
         for file, state in zip(files, ("blurred", "restored"), strict=True):

@@ -19,6 +19,7 @@ class ImportDirection(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Read the contracts anew when they have changed."""
         self.env.note_dependency(str(ROOT / "pyproject.toml"))
+        self.env.note_dependency(__file__)
         return [nodes.raw("", diagram(), format="html")]
 
 

@@ -38,7 +38,7 @@ def mathml(node: nodes.Element, *, block: bool) -> str:
         if not block:
             return latex2mathml.tex2mathml(formula)
         if pick_math_environment(formula).startswith("align") and r"\begin{align" not in formula:
-            formula = rf"\begin{{align}}{formula}\end{{align}}"
+            formula = rf"\begin{{aligned}}{formula}\end{{aligned}}"
         return latex2mathml.tex2mathml(formula, as_block=True)
     except MathError as error:
         raise SphinxError(

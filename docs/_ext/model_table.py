@@ -42,7 +42,7 @@ def section(records: Sequence[ModelRecord]) -> str:
     first = records[0]
     module = next(family.__module__ for family in FAMILIES if family.__name__ == first.family)
     columns = [cells(record) for record in records]
-    agreed = [key for key in ("restores", "scale", "pads to", "weights") if len({row[key] for row in columns}) == 1]
+    agreed = [key for key in ("task", "scale", "pads to", "weights") if len({row[key] for row in columns}) == 1]
     said = " · ".join(f"{key} {columns[0][key]}" for key in agreed if columns[0][key] != "–")
     lines = [f"## {first.family}", "", f"{{class}}`~{module}.{first.family}` · [paper]({first.paper}) · {said}", ""]
     lines += [f"Tiling is {first.tiling}: {first.tiling_reason}.", ""] if first.tiling else []
@@ -59,7 +59,7 @@ def cells(record: ModelRecord) -> dict[str, str]:
     abilities = {head: "✓" if ability in record.supports else "–" for ability, head in ABILITIES.items()}
     return {
         "model": f"`{record.name}`",
-        "restores": record.task or "–",
+        "task": record.task or "–",
         "scale": f"×{record.scale}",
         "parameters": params,
         "GMACs": macs,
@@ -82,7 +82,7 @@ def weights(record: ModelRecord) -> str:
     if not record.weights:
         return "–"
     source = record.weights[0]
-    return "in the package" if source.page is None else f"[{source.file}]({source.page})"
+    return "in the package" if source.page is None else f"[published]({source.page})"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

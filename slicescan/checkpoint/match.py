@@ -50,6 +50,13 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
 
     Raises:
         CheckpointError: Names or shapes disagree; the message counts them and shows the first few.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Linear(2, 1)
+        >>> load_weights(layer, {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, "ones.pth")
+        >>> layer.weight.tolist()
+        [[1.0, 1.0]]
     """
     own = model.state_dict()
     if table := getattr(model, "renames", ()):

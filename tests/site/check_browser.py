@@ -65,6 +65,11 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
+def console_errors(browser) -> list[str]:
+    """What the console has complained of since it was last asked."""
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
 @pytest.fixture(params=WIDTHS)
 def page(request, browser, address):
     """A browser of a width, and afterwards no error in its console and nothing asked of another host."""
@@ -73,7 +78,7 @@ def page(request, browser, address):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.get_log("browser"), browser.get_log("performance")
     yield browser
-    errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    errors = console_errors(browser)
     assert not errors, errors
     asked = "".join(
         entry["message"] for entry in browser.get_log("performance") if "requestWillBeSent" in entry["message"]
@@ -90,16 +95,31 @@ def top_pages() -> list[str]:
     return PAGES + [str(file.relative_to(SITE)) for file in inner]
 
 
+TOO_WIDE = """const edge = document.documentElement.clientWidth + 1;
+const scrolls = e => e && (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+return [...document.querySelectorAll('article *')].filter(e => {
+  const box = e.getBoundingClientRect();
+  return box.width > 0 && box.right > edge && !scrolls(e.parentElement);
+}).map(e => e.outerHTML.slice(0, 120))"""
+
+
 def test_every_top_page_fits_its_width_and_shows_its_pictures(page, address):
     for name in top_pages():
         page.get(f"{address}/{name}")
         assert page.find_elements("css selector", "h1"), name
         overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert page.execute_script(overflow) <= 0, (
-            f"{name} is wider than {page.execute_script('return innerWidth')} pixels"
-        )
+        assert page.execute_script(overflow) <= 0, f"{name} scrolls sideways"
+        assert page.execute_script(TOO_WIDE) == [], f"{name} has what is cut off at the right"
         unseen = "return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
-        assert page.execute_script(unseen) == [], name
+        assert page.execute_script(unseen) == [], f"{name} lacks a picture"
+
+
+def test_planted_faults_are_found(page, address):
+    page.get(f"{address}/install.html")
+    page.execute_script("document.querySelector('article').insertAdjacentHTML('beforeend', '<p id=wide>wide</p>')")
+    page.execute_script("document.querySelector('#wide').style.width = '3000px'; console.error('planted')")
+    assert any("wide" in element for element in page.execute_script(TOO_WIDE))
+    assert any("planted" in message for message in console_errors(page))
 
 
 def border(page) -> float:

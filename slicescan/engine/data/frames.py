@@ -84,6 +84,15 @@ def frame_sets(root: str | Path, frames: int, gamma: float = 2.2) -> list[PairSe
         ValueError: ``frames`` is not odd, or gamma not positive.
         FileNotFoundError: There is no such folder.
         DataError: No sequence is long enough.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     (Path(folder) / "train" / "street").mkdir(parents=True)
+        ...     for number in range(7):
+        ...         (Path(folder) / "train" / "street" / f"{number:06}.png").touch()
+        ...     [(found.split, len(found.pairs)) for found in frame_sets(folder, frames=3)]
+        [('train', 2)]
     """
     if frames < 3 or frames % 2 == 0:
         raise ValueError(

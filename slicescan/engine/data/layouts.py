@@ -72,6 +72,15 @@ def find_sets(root: str | Path) -> list[PairSet]:
     Raises:
         FileNotFoundError: There is no such folder.
         DataError: It holds no picture, or two with the same name.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     for name in ("train/input/1.png", "train/target/1.png"):
+        ...         (Path(folder) / name).parent.mkdir(parents=True)
+        ...         (Path(folder) / name).touch()  # a name is enough, no picture is opened
+        ...     [(found.split, len(found.pairs)) for found in find_sets(folder)]
+        [('train', 1)]
     """
     root = Path(root)
     if not root.is_dir():
@@ -109,6 +118,14 @@ def pair_folders(blurred: str | Path, sharp: str | Path) -> PairSet:
     Raises:
         FileNotFoundError: One of them is missing.
         DataError: One of them holds no picture, or two with the same name.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as mine, TemporaryDirectory() as theirs:
+        ...     (Path(mine) / "cat_blur.jpg").touch()
+        ...     (Path(theirs) / "cat_gt.png").touch()
+        ...     len(pair_folders(mine, theirs).pairs)
+        1
     """
     sides = []
     for side, folder in (("blurred", Path(blurred)), ("sharp", Path(sharp))):
@@ -126,6 +143,10 @@ def choose(sets: Sequence[PairSet], split: str = "train", variant: str = "blur")
 
     Raises:
         DataError: There is no such set, it has no references, or a picture has no partner.
+
+    Example:
+        >>> choose([PairSet("flat", "test", "", ()), PairSet("flat", "train", "", ())], "test").split
+        'test'
     """
     fitting = [one for one in sets if one.split in (split, "")]
     fitting = [one for one in fitting if one.variant in (variant, "")]

@@ -68,6 +68,11 @@ def ssim(restored: Tensor, sharp: Tensor) -> float:
 
     Source:
         Wang et al. 2004, Eq. 13.
+
+    Example:
+        >>> image = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
+        >>> round(ssim(image, image), 6), ssim(image, 255 - image) < 0
+        (1.0, True)
     """
     check_pair(restored, sharp)
     check_size(restored, "ssim")
@@ -87,6 +92,14 @@ def volume_ssim(restored: Tensor, sharp: Tensor) -> float:
 
     Raises:
         ValueError: Shapes differ, or a tensor is not uint8.
+
+    Source:
+        MATLAB's ``ssim`` of a volume; windows and constants of Wang et al. 2004, Eq. 13.
+
+    Example:
+        >>> image = torch.randint(0, 256, (3, 12, 9), dtype=torch.uint8)
+        >>> round(volume_ssim(image, image), 6)
+        1.0
     """
     check_pair(restored, sharp)
     if restored.ndim != 3:
