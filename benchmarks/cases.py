@@ -19,10 +19,10 @@ class Case:
 
     def arguments(self, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
         """Arguments of ``slice_scan`` in the ranges that a trained network has."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator).to(device, dtype)
+            return torch.randn(*shape, generator=generator, device=device).to(dtype)
 
         map_shape = (self.b, self.h, self.w)
         return {

@@ -11,11 +11,12 @@ run alone, and its memory is not measured. The file is written anew after every 
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, installed or not
 
 from benchmarks.cases import CPU, GPU, KNOWN, LINEAR_CPU, LINEAR_GPU, LONG, Case
-from benchmarks.measure import floors, machine, memory, times
+from benchmarks.measure import GIB, floors, machine, memory, times
 from benchmarks.peers import MAPS, MATERIALISED, OWN_LAYOUT, WITH_LAYOUT, Peer, ours, peers, runs
+from slicescan.ops.call import ScanCall
 from slicescan.ops.dispatch import report
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -51,6 +53,19 @@ def ways_of(part: str, device: str, without: list[str]) -> dict[str, Peer]:
     ways = {name: ours(name) for name in names} | ({} if part == "linear" else peers(device))
     slow = () if part == "table" else ("torch",)
     return {name: peer for name, peer in ways.items() if name not in (*slow, *without)}
+
+
+def compile_ahead(cases: Iterable[Case], kinds: list[str], device: str) -> None:
+    """Compile the CUDA kernels of all cases side by side; at their first use they would be compiled one by one."""
+    from benchmarks import check_cuda
+
+    def calls() -> Iterator[ScanCall]:
+        for case, kind, axis in itertools.product(cases, kinds, "wh"):
+            tensors = case.arguments(DTYPES[kind], device)
+            mixes = {name: tensors[name].unsqueeze(3) for name in ("B", "C")}
+            yield ScanCall(**(tensors | mixes), axis=axis, delta_softplus=True)
+
+    check_cuda.compile_ahead(calls())
 
 
 def measure(case: Case, kind: str, axis: str, ways: dict[str, Peer], options: argparse.Namespace) -> Row:
@@ -81,6 +96,9 @@ def compared(
     functions: dict[str, dict[str, Callable[[], Any]]] = {label: {} for label in PASSES}
     exact: dict[str, Tensor] = {}
     for name, peer in ways.items():
+        if name == MATERIALISED and (lacking := _lacking(arguments)):
+            found[name] = {"fails": lacking}
+            continue
         try:
             forward, both = runs(peer, arguments, axis)
             y, forward_once = timed(forward)
@@ -100,6 +118,14 @@ def compared(
             found[name] = {"fails": f"{type(error).__name__}: {words}"}
         results, y, gradients = {}, None, None  # the next way needs the room
     return functions
+
+
+def _lacking(arguments: dict[str, Tensor]) -> str | None:
+    """Why the materialised loop would take more memory than there is, if so: it once took 70 times its arguments."""
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    there = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    needed = 70 * sum(x.nbytes for x in arguments.values())
+    return f"needs about {needed / GIB:.0f} GiB, there are {there / GIB:.0f}" if needed > there else None
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:
@@ -209,6 +235,9 @@ def main(words: Sequence[str] | None = None) -> int:
     device, kinds = options.device, options.dtype or (["bf16", "fp32"] if options.device == "cuda" else ["fp32"])
     result: Row = {**machine(device), **versions(), "unit": "ms", "rows": [], "linear": []}
     print(result["device"], flush=True)
+    if device == "cuda" and "cuda" in ways_of("linear", device, options.without):
+        chosen = [case for part in options.part for case in cases_of(part, device) if options.only in case.name]
+        compile_ahead(chosen, kinds, device)
     for kind in kinds:
         for part in options.part:
             ways = ways_of(part, device, options.without)

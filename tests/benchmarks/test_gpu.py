@@ -102,7 +102,7 @@ def test_scripts_find_the_package_from_a_checkout(tmp_path, monkeypatch):
 
 def test_the_scan_understands_its_commands(tmp_path):
     commands = [piece.words(tmp_path) for piece in (*gpu.GPU, *gpu.CPU) if piece.command.startswith("scan.py")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for _, _, *words in commands:
         assert scan.options_from(words).json.parent == tmp_path
 

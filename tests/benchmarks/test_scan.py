@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from benchmarks import scan
 from benchmarks.cases import GPU, KNOWN, Case
 from benchmarks.peers import MAPS, MATERIALISED, OWN_LAYOUT, WITH_LAYOUT, Peer, image, ours, sequences
 from slicescan.ops import slice_scan
+from slicescan.ops.backends.cuda import driver, nvrtc
 
 TINY = Case("tiny", 2, 3, 5, 8, n=4)
 
@@ -91,6 +93,13 @@ def test_what_takes_long_runs_only_once(tmp_path):
             assert way["both"] == way["both_once"] and way["both_extra"] is None
 
 
+def test_a_peer_that_would_not_fit_is_not_begun(monkeypatch):
+    monkeypatch.setattr(scan, "GIB", 1)
+    monkeypatch.setattr(scan.Path, "read_text", lambda path, encoding: "MemTotal: 9 kB\nMemAvailable: 2 kB\n")
+    assert scan._lacking({"u": torch.zeros(100, 3)}) == "needs about 84000 GiB, there are 2048"
+    assert scan._lacking({"u": torch.zeros(1, 3)}) is None
+
+
 def test_floors_and_known_times_are_set_beside_the_figures(capsys):
     def way(forward, both):
         return {"forward": forward, "both": both, "forward_extra": 0.5, "both_extra": None}
@@ -109,3 +118,13 @@ def test_floors_and_known_times_are_set_beside_the_figures(capsys):
     text = capsys.readouterr().out
     assert "1.50 and 3.00 x the floors" in text and "of known 2.00" in text and "not measured" in text
     assert {case for case, _, _ in KNOWN} == {case.name for case in GPU}
+
+
+def test_the_kernels_of_all_cases_are_compiled_before_the_first_runs(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(nvrtc, "compile_cached", lambda source, options, capability: compiled.append(capability))
+    launch = driver.launch
+    scan.compile_ahead((TINY,), ["bf16", "fp32"], "cpu")
+    assert len(compiled) >= 2 * 3 and set(compiled) == {90}  # forward, with what is saved, and backward, at least
+    assert driver.launch is launch
