@@ -56,13 +56,15 @@ class Piece:
 GPU = (
     Piece("check", "check_cuda.py check equal", 150, 2),
     Piece("scan_bf16", "scan.py --dtype bf16 --part table long --without torch triton --json {json}", 150),
-    Piece("network", "network.py --dtype bf16 --part network --json {json}", 150),
+    Piece("network", "network.py --dtype bf16 --part network --dim 144 --way eager graph --json {json}", 150),
     Piece("scan_fp32", "scan.py --dtype fp32 --part table long --without torch triton --json {json}", 120),
     Piece("linear", "scan.py --dtype bf16 --part linear --without triton --json {json}", 60),
     Piece("more", "check_cuda.py huge host conv long", 90, 20),
     Piece("triton", "check_triton.py check times", 150, 12),
     Piece("scan_all", "scan.py --dtype bf16 --part table --json {json}", 180),
     Piece("stream", "check_stream.py --dim 144 --size 2160x3840 --dtype bf16 --device cuda", 90, 3),
+    Piece("compiled", "network.py --dtype bf16 --part network --dim 144 --way eager compile --json {json}", 180),
+    Piece("widths", "network.py --dtype bf16 --part network --dim 72 24 --way eager graph --json {json}", 120),
     Piece("blocks", "network.py --dtype bf16 --part block ss2d --json {json}", 120),
 )
 CPU = (
