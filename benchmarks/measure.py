@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 GIB = 2**30
-FLOORS = {"H100": (132 * 16 * 1.755e9, 3.0e12)}  # exponentials and bytes a second, by the name of the device
+FLOORS = {"H100": (132 * 16 * 1.755e9, 3.0e12), "H200": (132 * 16 * 1.755e9, 4.3e12)}
+"""Exponentials and bytes a second, by the name of the device; of the bytes nine tenths of what the maker says."""
 
 
 def machine(device: str) -> dict[str, Any]:

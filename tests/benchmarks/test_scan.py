@@ -105,6 +105,7 @@ def test_floors_and_known_times_are_set_beside_the_figures(capsys):
         return {"forward": forward, "both": both, "forward_extra": 0.5, "both_extra": None}
 
     found = {"case": GPU[0].name, "dtype": "bf16", "axis": "w", "floor_exponentials": 0.2, "floor_bytes": 0.1}
+    found["known"] = KNOWN[GPU[0].name, "bf16", "w"]
     found["ways"] = {"cuda": way(0.3, 1.0), OWN_LAYOUT: way(0.67, 6.07), WITH_LAYOUT: way(3.28, 9.0)}
     scan.add_ratios(found)
     cuda, own_layout, with_layout = found["ways"].values()
