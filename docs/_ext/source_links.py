@@ -5,6 +5,7 @@ file whose names are documented under two, say ``slicescan`` and ``slicescan.eng
 """
 
 import re
+import shutil
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -14,8 +15,14 @@ BACK = re.compile(r'(<a class="viewcode-back" href="[./]*)(?P<page>[^"#]+)\.html
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Look at the pages of source code before they are written."""
+    app.connect("builder-inited", forget_source)
     app.connect("html-page-context", right_places)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def forget_source(app: Sphinx) -> None:
+    """Have pages of source code written anew: which of their lines are led to depends on more than the source."""
+    shutil.rmtree(app.outdir / "_modules", ignore_errors=True)
 
 
 def right_places(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: object) -> None:

@@ -96,7 +96,8 @@ def top_pages() -> list[str]:
 
 
 TOO_WIDE = """const edge = document.documentElement.clientWidth + 1;
-const scrolls = e => e && (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+const scrolls = e => e && e.tagName !== 'ARTICLE' &&
+  (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
 return [...document.querySelectorAll('article *')].filter(e => {
   const box = e.getBoundingClientRect();
   return box.width > 0 && box.right > edge && !scrolls(e.parentElement);
