@@ -69,3 +69,59 @@ LINEAR_CPU = tuple(Case(f"linear: {side}x{side}x48", 1, side, side, 48) for side
 """A map, and one of 16 times as many positions: the time an element should be the same."""
 
 LONG = tuple(Case(f"one sequence of {length}, {d}", 1, 1, length, d) for d in (72, 216) for length in (16384, 65536))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the table of the networks measures.
+
+    Attributes:
+        dims: Base widths of whole networks.
+        cases: Whether with gradients, and ``(b, 3, h, w)``, of whole networks.
+        check: Image on which two compositions must agree.
+        block_dims: Widths of single scanners.
+        block: ``(b, h, w)`` of their input.
+        stream_dims: Base widths of streamed networks.
+        stream: ``(h, w)`` of a smaller and a larger image to stream.
+        models: Other networks, and ``model_shape`` what they are given.
+        blocks: Blocks of each level.
+    """
+
+    dims: tuple[int, ...]
+    cases: tuple[tuple[bool, tuple[int, int, int, int]], ...]
+    check: tuple[int, int, int, int]
+    block_dims: tuple[int, ...]
+    block: tuple[int, int, int]
+    stream_dims: tuple[int, ...]
+    stream: tuple[tuple[int, int], tuple[int, int]]
+    models: tuple[str, ...]
+    model_shape: tuple[int, int, int, int]
+    blocks: tuple[int, int, int] = (3, 3, 6)
+
+
+NETWORK_GPU = Sizes(
+    dims=(144, 72, 24),
+    cases=((False, (1, 3, 720, 1280)), (False, (1, 3, 256, 256)), (True, (4, 3, 256, 256))),
+    check=(1, 3, 64, 96),
+    block_dims=(144,),
+    block=(4, 256, 256),
+    stream_dims=(144,),
+    stream=((720, 1280), (2160, 3840)),
+    models=("xyscannet_plus", "nafnet_w64", "restormer", "mambair_unet"),
+    model_shape=(1, 3, 736, 1280),
+)
+NETWORK_CPU = Sizes(
+    dims=(24,),
+    cases=((False, (1, 3, 256, 256)),),
+    check=(1, 3, 16, 24),
+    block_dims=(24,),
+    block=(1, 64, 64),
+    stream_dims=(24,),
+    stream=((128, 128), (256, 256)),
+    models=("xyscannet_tiny",),
+    model_shape=(1, 3, 128, 128),
+)
+
+SS2D_GPU = tuple((dim, 1.5, (1, side, side)) for dim in (144, 48) for side in (128, 256))
+SS2D_CPU = ((16, 1.5, (1, 48, 48)),)
+"""Width, expansion and ``(b, h, w)`` of four-path scans: inner widths of 216 and 72, and a small one."""

@@ -53,6 +53,44 @@ def times(runs: Mapping[str, Callable[[], Any]], device: str, *, rounds: int = 5
     return {name: statistics.median(values) * 1e3 for name, values in seconds.items()}
 
 
+def interleaved(runs: Mapping[str, Callable[[], Any]], device: str, *, rounds: int = 5) -> dict[str, float]:
+    """Median time of each function in ms, all in turn in every round, each from an idle device to an idle device."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for index in range(-2 if device == "cuda" else 0, rounds):
+        for name, run in runs.items():
+            _wait(device)
+            start = time.perf_counter()
+            run()
+            _wait(device)
+            if index >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) * 1e3 for name, values in seconds.items()}
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def captured(run: Callable[[], Any]) -> Callable[[], Any]:
+    """``run`` as a CUDA graph: a function that replays the kernels that it starts and returns what they fill anew."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # libraries choose and allocate before the capture
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        made = run()
+
+    def replay() -> Any:
+        graph.replay()
+        return made
+
+    return replay
+
+
 def memory(run: Callable[[], Any], device: str) -> int:
     """Bytes that a call holds at its highest beyond what was there before, results included."""
     gc.collect()

@@ -43,6 +43,19 @@ def _all_sequences(arguments: Arguments, axis: str) -> Arguments:
     return {name: sequences(x, axis) if name in MAPS else x for name, x in arguments.items()}
 
 
+def compiled_scan() -> Callable[..., Tensor] | None:
+    """``selective_scan_fn`` of mamba-ssm, if it runs here; why not is printed."""
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+        ones = torch.ones(1, 8, 4, device="cuda")
+        selective_scan_fn(ones, ones, -ones[0], ones[:, :4], ones[:, :4])
+    except (ImportError, RuntimeError) as error:
+        print(f"mamba-ssm is left out: {str(error).splitlines()[0]}")
+        return None
+    return selective_scan_fn
+
+
 def _mamba(a: Arguments, _: str) -> Tensor:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
@@ -55,18 +68,35 @@ def _mamba_on_an_image(a: Arguments, axis: str) -> Tensor:
     return image(_mamba(_all_sequences(a, axis), axis), a["u"], axis)
 
 
-def _materialised(a: Arguments, axis: str) -> Tensor:
-    """The recurrence with tensors ``(s, d, l, n)`` for all steps, and a loop over the steps."""
-    s = _all_sequences(a, axis)
-    step = F.softplus(s["delta"] + a["delta_bias"][:, None])
-    decay = torch.exp(torch.einsum("sdl,dn->sdln", step, a["A"]))
-    entering = torch.einsum("sdl,snl,sdl->sdln", step, s["B"], s["u"])
+def materialised(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None,
+                 delta_bias: Tensor) -> Tensor:  # fmt: skip
+    """The recurrence on sequences, ``(s, d, l)``, with tensors ``(s, d, l, n)`` for all steps, and a loop over steps.
+
+    ``B`` and ``C`` are ``(s, n, l)``, or ``(s, g, n, l)`` for groups of channels.
+    """
+    step = F.softplus(delta + delta_bias[:, None])
+    B, C = (_for_each_channel(mix, u.shape[1]) for mix in (B, C))
+    decay = torch.exp(torch.einsum("sdl,dn->sdln", step, A))
+    entering = torch.einsum("sdl,sdnl,sdl->sdln", step, B, u)
     state, outputs = torch.zeros_like(entering[:, :, 0]), []
     for t in range(decay.shape[2]):
         state = decay[:, :, t] * state + entering[:, :, t]
-        outputs.append(torch.einsum("sdn,sn->sd", state, s["C"][:, :, t]))
-    y = (torch.stack(outputs, 2) + s["u"] * a["D"][:, None]) * F.silu(s["z"])
-    return image(y, a["u"], axis)
+        outputs.append(torch.einsum("sdn,sdn->sd", state, C[..., t]))
+    y = torch.stack(outputs, 2) + u * D[:, None]
+    return y if z is None else y * F.silu(z)
+
+
+def _for_each_channel(mix: Tensor, channels: int) -> Tensor:
+    if mix.ndim == 3:
+        return mix[:, None].expand(-1, channels, -1, -1)
+    return mix.repeat_interleave(channels // mix.shape[1], 1)
+
+
+def _materialised(a: Arguments, axis: str) -> Tensor:
+    s = _all_sequences(a, axis)
+    return image(
+        materialised(*(s[name] for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias"))), a["u"], axis
+    )
 
 
 OWN_LAYOUT, WITH_LAYOUT, MATERIALISED = "mamba-ssm, its layout", "mamba-ssm, layout changes", "materialised loop"
@@ -76,10 +106,7 @@ def peers(device: str) -> dict[str, Peer]:
     """The peers of a device that can run here, by name."""
     if device == "cpu":
         return {MATERIALISED: Peer(_materialised, lambda a, _: dict(a))}
-    try:
-        import mamba_ssm.ops.selective_scan_interface  # noqa: F401
-    except ImportError as error:
-        print(f"mamba-ssm is left out: {error}")
+    if compiled_scan() is None:
         return {}
     return {OWN_LAYOUT: Peer(_mamba, _all_sequences), WITH_LAYOUT: Peer(_mamba_on_an_image, lambda a, _: dict(a))}
 
