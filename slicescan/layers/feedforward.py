@@ -5,6 +5,12 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slicescan.ops import depthwise_conv
+from slicescan.ops.depthwise_conv import Gate
+
+GATES: dict[Callable[[Tensor], Tensor], Gate] = {F.silu: "silu", F.gelu: "gelu"}
+"""Activations that the operator has."""
+
 
 class GatedDconvFFN(nn.Module):
     """Widen, look at the 3x3 neighbourhood, let one half of the channels gate the other, and narrow again.
@@ -36,14 +42,17 @@ class GatedDconvFFN(nn.Module):
     ):
         super().__init__()
         inner = int(dim * expand)
-        self.activation = activation
+        self.activation, self.gate = activation, GATES.get(activation)
         self.project_in = nn.Conv2d(dim, 2 * inner, 1, bias=bias)
         self.dwconv = nn.Conv2d(2 * inner, 2 * inner, 3, padding=1, groups=2 * inner, bias=bias)
         self.project_out = nn.Conv2d(inner, dim, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``(b, dim, h, w)``."""
-        a, b = self.dwconv(self.project_in(x)).chunk(2, 1)
+        x = self.project_in(x)
+        if self.gate is not None:
+            return self.project_out(depthwise_conv(x, self.dwconv.weight, self.dwconv.bias, gate=self.gate))
+        a, b = self.dwconv(x).chunk(2, 1)
         return self.project_out(self.activation(a) * b)
 
     def extra_repr(self) -> str:

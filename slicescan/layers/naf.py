@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from slicescan.layers.local_mean import LocalMean2d
 from slicescan.layers.norm import LayerNorm2d
 from slicescan.layers.simple_gate import SimpleGate
+from slicescan.ops import depthwise_conv
 
 
 class SimpleChannelAttention(nn.Sequential):
@@ -86,5 +87,8 @@ class NAFBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``(b, dim, h, w)``."""
-        y = x + self.beta * self.conv3(self.sca(self.sg(self.conv2(self.conv1(self.norm1(x))))))
+        y = x + self.beta * self.conv3(self.sca(self._gated(self.conv1(self.norm1(x)))))
         return y + self.gamma * self.conv5(self.sg(self.conv4(self.norm2(y))))
+
+    def _gated(self, x: Tensor) -> Tensor:
+        return depthwise_conv(x, self.conv2.weight, self.conv2.bias, gate="linear")

@@ -10,6 +10,7 @@ from slicescan.layers.inter_scan import InterScan
 from slicescan.layers.memory_order import channels_last, ordered_like
 from slicescan.layers.slice_scan import SliceScan2D
 from slicescan.layers.strips import Strip, Treat
+from slicescan.ops import depthwise_conv
 
 
 class _GatedShell(HalvesScanner):
@@ -31,7 +32,7 @@ class _GatedShell(HalvesScanner):
         return ordered_like(self.proj_out(F.silu(gate) * super().forward(f)), x)
 
     def _widen(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.dwconv(self.proj_in(channels_last(x))).chunk(2, 1)
+        return depthwise_conv(self.proj_in(channels_last(x)), self.dwconv.weight, self.dwconv.bias).chunk(2, 1)
 
     def stream(self, pieces: Iterable[tuple[Strip, Tensor]]) -> Treat:
         scan = super().stream((strip.alone(), strip.inner(self._widen(x)[0])) for strip, x in pieces)

@@ -1,8 +1,9 @@
-"""Functions on tensors without parameters: the selective scan along rows, columns and sequences."""
+"""Functions on tensors without parameters: the selective scan along rows, columns and sequences, and convolutions."""
 
 from slicescan.ops.causal_conv import causal_conv
+from slicescan.ops.depthwise_conv import depthwise_conv
 from slicescan.ops.dispatch import BackendError
 from slicescan.ops.selective_scan import selective_scan
 from slicescan.ops.slice_scan import slice_scan
 
-__all__ = ["BackendError", "causal_conv", "selective_scan", "slice_scan"]
+__all__ = ["BackendError", "causal_conv", "depthwise_conv", "selective_scan", "slice_scan"]

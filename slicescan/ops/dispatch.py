@@ -96,6 +96,23 @@ def has_fast_convolution(device: torch.device, dtype: torch.dtype, taps: int) ->
 has_fast_convolution._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def has_fast_gate(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the ``cuda`` backend runs a 3x3 convolution with or without a gate; a constant for compilation."""
+    if device.type != "cuda" or requested(None) not in (None, "cuda"):
+        return False
+    return load("cuda.gate").why_not(device, dtype) is None
+
+
+has_fast_gate._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def fast_gate(x: Tensor, weight: Tensor, bias: Tensor | None, gate: str | None) -> Tensor:
+    """The 3x3 convolution of the ``cuda`` backend."""
+    from slicescan.ops.backends.cuda import gate as backend
+
+    return backend.convolve(x, weight, bias, gate)
+
+
 def fast_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, axis: str, silu: bool) -> Tensor:
     """The causal convolution of the ``cuda`` backend."""
     from slicescan.ops.backends.cuda import conv

@@ -21,6 +21,8 @@ _KERNELS = {
     "backward": [("scan_backward", "Args")],
     "summary": [("scan_summary", "Args")],
     "conv": [("conv_forward", "Args"), ("conv_backward", "Args")],
+    "gate_forward": [("gate_forward", "Args")],
+    "gate_gradient": [("gate_gradient", "Args")],
     "reduce": [("scan_finish", "Args"), ("scan_chain", "ChainArgs")],
 }
 

@@ -18,6 +18,8 @@ _SOURCES = {
     "backward": ("machine.cuh", "maps.cuh", "scan.cuh", "backward.cu"),
     "summary": ("machine.cuh", "maps.cuh", "scan.cuh", "summary.cu"),
     "conv": ("machine.cuh", "maps.cuh", "conv.cu"),
+    "gate_forward": ("machine.cuh", "maps.cuh", "gate.cuh", "gate_forward.cu"),
+    "gate_gradient": ("machine.cuh", "maps.cuh", "gate.cuh", "gate_gradient.cu"),
     "reduce": ("machine.cuh", "maps.cuh", "scan.cuh", "reduce.cu"),
 }
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES

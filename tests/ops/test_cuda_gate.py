@@ -1,0 +1,117 @@
+"""The gated 3x3 convolution's kernels on an emulated machine, and compiled for two devices."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from slicescan.ops.backends.cuda import driver, gate, nvrtc
+from tests.ops import cuda_emulator
+
+HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
+ORDER = torch.channels_last
+CASES = {
+    "SiLU": {},
+    "GELU with a bias": {"activation": "gelu", "bias": True},
+    "no activation": {"activation": "linear", "h": 2, "w": 3},
+    "no gate, with a bias": {"activation": None, "bias": True},
+    "3 channels of each half, off any alignment": {"c": 6, "h": 4, "w": 9, "dtype": BFLOAT},
+    "bfloat16": {"dtype": BFLOAT, "h": 3, "w": 17},
+    "float16, no gate": {"dtype": HALF, "activation": None, "c": 10},
+    "more channels than a block has": {"c": 132, "h": 3, "w": 4},
+    "one pixel": {"h": 1, "w": 1},
+    "planes": {"order": torch.contiguous_format},
+    "nothing": {"b": 0},
+}
+
+
+@pytest.fixture(autouse=True)
+def _emulated(monkeypatch):
+    monkeypatch.setattr(driver, "launch", cuda_emulator.launch)
+
+
+def draw(b=2, c=12, h=5, w=10, dtype=FLOAT, bias=False, activation="silu", order=ORDER):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(b, c, h, w, generator=generator).to(dtype).contiguous(memory_format=order)
+    weight, shift = torch.randn(c, 1, 3, 3, generator=generator), torch.randn(c, generator=generator)
+    grad_y = torch.randn(b, c // 2 if activation else c, h, w, generator=generator).to(dtype)
+    return x, weight, shift if bias else None, grad_y.contiguous(memory_format=order)
+
+
+def plain(x, weight, bias, activation):
+    y = F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1, groups=x.shape[1])
+    if activation is None:
+        return y
+    a, b = y.chunk(2, 1)
+    return {"silu": F.silu, "gelu": F.gelu, "linear": lambda a: a}[activation](a) * b
+
+
+def results(run, x, weight, bias, grad_y, activation, dtype=None):
+    leaves = [t if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in (x, weight, bias)]
+    y = run(*leaves, activation)
+    present = [t for t in leaves if t is not None]
+    return [y.detach(), *torch.autograd.grad(y, present, grad_y.to(y.dtype))]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_those_of_the_plain_convolution(name):
+    case = CASES[name]
+    activation, arguments = case.get("activation", "silu"), draw(**case)
+    exact = results(plain, *arguments, activation, torch.float64)
+    own = results(plain, *arguments, activation)
+    found = results(gate.convolve, *arguments, activation)
+    assert torch.equal(found[0], gate.convolve(*arguments[:3], activation))
+    assert found[0].is_contiguous(memory_format=ORDER) and found[1].stride() == arguments[0].stride()
+    for value, truth, plainly in zip(found, exact, own, strict=True):
+        assert (value.shape, value.dtype) == (plainly.shape, plainly.dtype)
+        scale = truth.norm().clamp_min(1e-30)
+        error, allowed = ((x.double() - truth).norm() / scale for x in (value, plainly))
+        assert error <= 2 * allowed + torch.finfo(value.dtype).eps
+
+
+def test_equal_inputs_give_equal_bits_in_whatever_order_threads_run(monkeypatch):
+    arguments = draw(c=36, h=6, w=19)
+    first = results(gate.convolve, *arguments, "silu")
+    monkeypatch.setattr(driver, "launch", lambda *given: cuda_emulator.launch(*given, falling=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, results(gate.convolve, *arguments, "silu"), strict=True))
+
+
+def test_a_far_part_of_a_large_map_is_reached_by_wide_offsets(monkeypatch):
+    monkeypatch.setattr(gate, "reach", lambda *_: 2**31)
+    arguments = draw(h=3, w=4)
+    exact = results(plain, *arguments, "silu", torch.float64)
+    for value, truth in zip(results(gate.convolve, *arguments, "silu"), exact, strict=True):
+        assert (value - truth).norm() <= 1e-6 * truth.norm()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of copies that the check makes
+def test_the_operators_declare_what_they_return():
+    x, weight, bias, grad_y = draw(h=3, w=4, bias=True)
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    torch.library.opcheck(gate._convolve, (*leaves, "silu"))
+    torch.library.opcheck(gate._convolve, (x, weight, None, ""))
+    torch.library.opcheck(gate._convolve_backward, (x, weight, None, grad_y, "silu"))
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_the_kernels_compile_without_a_gpu(architecture, monkeypatch):
+    seen = set()
+    monkeypatch.setattr(driver, "launch", lambda device, kernel, *_: seen.add((kernel.file, kernel.macros)))
+    for dtype, activation in ((BFLOAT, "silu"), (FLOAT, None)):
+        x, weight, bias, grad_y = draw(h=3, w=4, dtype=dtype, activation=activation)
+        gate.forward(x, weight, bias, activation or "")
+        gate.backward(x, weight, bias, grad_y, activation or "")
+    assert len(seen) == 5  # gradients behind a gate are spread by the kernel without one
+    for file, macros in seen:
+        assert nvrtc.compile_source(driver.source(file), driver.options(macros), architecture).startswith(b"\x7fELF")
+
+
+def test_multiplications_are_counted():
+    x, weight, bias, _ = draw(b=1, h=2, w=3)
+    with FlopCounterMode(display=False) as counter:
+        gate.convolve(x.requires_grad_(), weight, bias, "silu").sum().backward()
+    assert counter.get_total_flops() == (1 + 2) * 2 * 9 * x.numel()
+
+
+def test_refusals_say_why():
+    assert gate.why_not(torch.device("cpu"), FLOAT) == "needs tensors of an NVIDIA device"
