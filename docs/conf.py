@@ -91,7 +91,7 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {"index": [], "install": [], "search": [], "genindex": []}
+html_sidebars = {"index": [], "install": [], "models": [], "benchmarks": [], "search": [], "genindex": []}
 html_show_sourcelink = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

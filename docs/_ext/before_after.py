@@ -46,7 +46,9 @@ class BeforeAfter(SphinxDirective):
         files = draw(photo, model, width, Path(self.env.srcdir) / PICTURES)
         slider = before_after("", label=f"How much of the restored picture is shown: {alt}")
         for file, state in zip(files, ("blurred", "restored"), strict=True):
-            slider += nodes.image("", uri=f"/{PICTURES}/{file.name}", alt=f"{alt}, {state}", candidates={})
+            slider += nodes.image(
+                "", uri=f"/{PICTURES}/{file.name}", alt=f"{alt}, {state}", candidates={}, classes=["dark-light"]
+            )
         figure = nodes.container("", slider, classes=["before-after"])
         if self.content:
             figure += nodes.container("", *self.parse_content_to_nodes(), classes=["before-after-caption"])
