@@ -1,13 +1,24 @@
-"""Our networks in BasicSR and forks that have its registry: copy this file to ``basicsr/archs/slicescan_arch.py``.
+"""Our networks in BasicSR and its forks, NAFNet's and Restormer's code among them: copy this file beside theirs.
 
-An option file then says ``network_g: {type: XYScanNet, dim: 24}``. BasicSR imports files whose names end in
-``_arch.py`` by itself. Networks that the registry has already stay as they are.
+In BasicSR to ``basicsr/archs/slicescan_arch.py``, in the two others to ``basicsr/models/archs/slicescan_arch.py``.
+An option file then says ``network_g: {type: XYScanNet, dim: 24}``. All of them import files whose names end in
+``_arch.py`` by themselves; BasicSR then looks into its registry, the others into the files. Networks that are there
+already stay as they are.
 """
 
-from basicsr.utils.registry import ARCH_REGISTRY
+from pathlib import Path
 
 from slicescan.registry import FAMILIES
 
+try:
+    from basicsr.utils.registry import ARCH_REGISTRY as registry
+except ImportError:  # the forks have none
+    registry = None
+
+theirs = [file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("*_arch.py")]
 for family in FAMILIES:
-    if family.__name__ not in ARCH_REGISTRY:
-        ARCH_REGISTRY.register(family)
+    name = family.__name__
+    if not any(f"class {name}(" in text for text in theirs):
+        globals()[name] = family
+        if registry is not None and name not in registry:
+            registry.register(family)

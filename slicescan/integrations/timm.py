@@ -69,11 +69,20 @@ def _entry(name: str) -> Callable[..., nn.Module]:
         cache_dir: str | None = None,
         **kwargs: Any,
     ) -> nn.Module:
-        model = create_model(name, pretrained=pretrained, cache_dir=cache_dir, **kwargs)
-        model.pretrained_cfg = model.default_cfg = pretrained_cfg or default_cfgs[PREFIX + name].default.to_dict()
+        if isinstance(pretrained_cfg, str):
+            raise ValueError(f"{PREFIX}{name} has no weights tagged {pretrained_cfg!r}; its name alone means its own")
+        given = {**_fields(pretrained_cfg), **_fields(pretrained_cfg_overlay)}
+        source = next(({key: given[key]} for key in ("state_dict", "file") if given.get(key)), None)
+        model = create_model(name, pretrained=pretrained, pretrained_cfg=source, cache_dir=cache_dir, **kwargs)
+        model.pretrained_cfg = model.default_cfg = default_cfgs[PREFIX + name].default.to_dict() | given
         return model
 
     build.__name__ = build.__qualname__ = PREFIX + name
     build.__module__ = __name__
     build.__doc__ = f"``{name}`` of slicescan, see ``slicescan.model_entry({name!r})``."
     return build
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    """What a caller says of weights, to timm: nothing, a mapping, or timm's own record."""
+    return config.to_dict() if isinstance(config, PretrainedCfg) else dict(config or {})

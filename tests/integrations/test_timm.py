@@ -3,9 +3,11 @@ from fnmatch import fnmatchcase
 import pytest
 import timm
 import torch
+from timm.models import PretrainedCfg
 from timm.optim import create_optimizer_v2
 
 import slicescan
+from slicescan.checkpoint import write_checkpoint
 from slicescan.integrations import timm as door
 
 
@@ -30,6 +32,27 @@ def test_timm_builds_the_same_network_with_weights_and_arguments():
 def test_an_unknown_keyword_is_not_swallowed():
     with pytest.raises(TypeError, match="bloks"):
         timm.create_model("slicescan_xyscannet_tiny", bloks=(1, 1, 1))
+
+
+def test_weights_come_from_where_timms_keywords_say(tmp_path):
+    ours = slicescan.create_model("xyscannet_tiny", blocks=(1, 1, 1), dim=8)
+    write_checkpoint(tmp_path / "own.pth", ours)
+    said = {"file": tmp_path / "own.pth"}
+    for where in (
+        {"pretrained": True, "pretrained_cfg": said},
+        {"pretrained": True, "pretrained_cfg": PretrainedCfg(**said)},
+        {"pretrained": True, "pretrained_cfg_overlay": said},
+        {"pretrained": True, "pretrained_cfg": {"state_dict": ours.state_dict()}},
+        {"checkpoint_path": str(tmp_path / "own.pth")},
+    ):
+        theirs = timm.create_model("slicescan_xyscannet_tiny", blocks=(1, 1, 1), dim=8, **where)
+        assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in ours.state_dict().items()), where
+    assert theirs.pretrained_cfg["architecture"] == "slicescan_xyscannet_tiny"
+
+
+def test_a_tag_that_no_weights_have_is_refused():
+    with pytest.raises(ValueError, match="slicescan_xyscannet_tiny has no weights tagged 'gopro'"):
+        timm.create_model("slicescan_xyscannet_tiny.gopro", pretrained=True)
 
 
 def test_intermediate_maps_have_the_sizes_of_the_levels():
