@@ -37,7 +37,7 @@ MULTIPLY_ADDS = {
 
 @pytest.mark.parametrize("name", MULTIPLY_ADDS)
 def test_multiply_adds_are_the_published_ones(name):
-    """Of the record, which tests/models/test_contract.py holds to what the profiler counts."""
+    """Of the record, which tests/models/test_cost.py holds to what the profiler counts."""
     assert model_entry(name).macs_256 / 1e9 == pytest.approx(MULTIPLY_ADDS[name], rel=0.005)
 
 

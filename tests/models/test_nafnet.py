@@ -19,7 +19,7 @@ COSTS = {
 
 @pytest.mark.parametrize("name", COSTS)
 def test_the_cost_is_the_published_one(name):
-    """Of the record, which tests/models/test_contract.py holds to the network itself."""
+    """Of the record, which tests/models/test_cost.py holds to the network itself."""
     record = model_entry(name)
     params, giga = COSTS[name]
     assert record.params == params and record.macs_256 / 1e9 == pytest.approx(giga, rel=0.005)

@@ -18,7 +18,7 @@ def test_parameter_counts_are_the_published_ones(norm, params):
 
 
 def test_the_cost_is_the_published_one():
-    """Of the record, which tests/models/test_contract.py holds to the network itself."""
+    """Of the record, which tests/models/test_cost.py holds to the network itself."""
     record = model_entry("restormer")
     assert record.params == 26_126_644 and record.macs_256 / 1e9 == pytest.approx(154.88, rel=0.005)
     assert "non-commercial" in record.license and record.weights[0].file == "motion_deblurring.pth"

@@ -38,7 +38,7 @@ MULTIPLY_ADDS = {"xyscannet_tiny": 15.6, "xyscannet_small": 58.8, "xyscannet": 1
 
 @pytest.mark.parametrize("name", MULTIPLY_ADDS)
 def test_multiply_adds_are_the_papers(name):
-    """Of the record, which tests/models/test_contract.py holds to what the profiler counts."""
+    """Of the record, which tests/models/test_cost.py holds to what the profiler counts."""
     assert round(model_entry(name).macs_256 / 1e9, 1) == MULTIPLY_ADDS[name]
 
 
