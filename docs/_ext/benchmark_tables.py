@@ -17,6 +17,10 @@ from sphinx.util.docutils import SphinxDirective
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 KINDS = {
+    "loading": (
+        "Loading pictures",
+        "How soon a run over many small pictures begins, and what loading costs a step (`benchmarks/loading.py`).",
+    ),
     "onnx": ("ONNX beside PyTorch", "With the compiled scan (`benchmarks/onnx_speed.py`)."),
     "quality": (
         "Quality of weights",
@@ -26,6 +30,10 @@ KINDS = {
     ),
     "scan": ("The scan alone", "Every backend and peer that ran; times in ms (`benchmarks/scan.py`)."),
     "study": ("The ablations of the paper at equal budget", "Trained and measured by `benchmarks/study`."),
+    "uniform": (
+        "Beside deconvolution that knows the kernel",
+        "The quality check without rotation, so that every pixel is blurred alike (`benchmarks/quality.py --uniform`).",
+    ),
 }
 """Heading and a word on each kind of result, by the first word of the file's name."""
 

@@ -40,7 +40,16 @@ class Measured:
         return self.psnr_out - self.psnr_in
 
 
-def blurred_crop(photo: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def camera(seed: int) -> tuple[Tensor, Tensor, torch.Generator]:
+    """Path ``(1, 25, 2)`` in pixels and angles ``(1, 25)`` of a case, and the generator that draws its noise."""
+    draw = torch.Generator().manual_seed(seed)
+    path = shake(POSITIONS, draw)[None]
+    extent = EXTENT[0] + (EXTENT[1] - EXTENT[0]) * torch.rand(1, generator=draw)
+    turn = ROTATION * (2 * torch.rand(1, generator=draw) - 1)
+    return scaled(path, extent), turn[:, None] * torch.linspace(-1, 1, POSITIONS), draw
+
+
+def blurred_crop(photo: Tensor, seed: int, *, uniform: bool = False) -> tuple[Tensor, Tensor]:
     """The blurred and the sharp centre crop of a photograph, ``(3, 384, 384)`` uint8, the same for a seed everywhere.
 
     25 positions of a damped random walk of 7 to 14 pixels, a rotation growing linearly to 0.004 radians to either side,
@@ -49,11 +58,9 @@ def blurred_crop(photo: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     Args:
         photo: uint8 ``(3, h, w)``, at least 384 pixels high and wide; edges are repeated where the margin is missing.
         seed: Draws of motion and noise.
+        uniform: Leave the rotation out, so that every pixel is blurred alike: the spatially uniform case.
     """
-    draw = torch.Generator().manual_seed(seed)
-    path = shake(POSITIONS, draw)[None]
-    extent = EXTENT[0] + (EXTENT[1] - EXTENT[0]) * torch.rand(1, generator=draw)
-    turn = ROTATION * (2 * torch.rand(1, generator=draw) - 1)
+    path, angles, draw = camera(seed)
     whole = SIDE + 2 * MARGIN
     crop = photo.float() / 255
     missing = [max(0, whole - size) for size in crop.shape[1:]]
@@ -62,7 +69,7 @@ def blurred_crop(photo: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         crop = torch.nn.functional.pad(crop[None], pad, mode="replicate")[0]
     top, left = ((size - whole) // 2 for size in crop.shape[1:])
     crop = crop[:, top : top + whole, left : left + whole]
-    exposed = expose(crop[None].pow(GAMMA), scaled(path, extent), turn[:, None] * torch.linspace(-1, 1, POSITIONS))[0]
+    exposed = expose(crop[None].pow(GAMMA), path, torch.zeros_like(angles) if uniform else angles)[0]
     blurred, sharp = (x[:, MARGIN:-MARGIN, MARGIN:-MARGIN] for x in (exposed.clamp(0, 1).pow(1 / GAMMA), crop))
     blurred = to_8_bits(blurred + NOISE * torch.randn(blurred.shape, generator=draw))
     return _bytes(blurred), _bytes(sharp)
