@@ -38,8 +38,15 @@ class LayerNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(b, dim, h, w)``."""
-        y = F.layer_norm(as_map(x), (self.dim,), self.weight, self.bias, self.eps)
-        return ordered_like(as_image(y), x)
+        if _halved_by_autocast(x):
+            with torch.autocast(x.device.type, enabled=False):
+                y = self._normalised(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        else:
+            y = self._normalised(x, self.weight, self.bias)
+        return ordered_like(y, x)
+
+    def _normalised(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return as_image(F.layer_norm(as_map(x), (self.dim,), weight, bias, self.eps))
 
     def extra_repr(self) -> str:
         """Sizes, for ``repr``."""
@@ -81,6 +88,15 @@ class BiasFreeNorm2d(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, for ``repr``."""
         return f"{self.dim}, eps={self.eps}"
+
+
+def _halved_by_autocast(x: Tensor) -> bool:
+    """Whether a map came out of autocast, which would have its norm in float32: three passes over it instead of one.
+
+    Mean and variance are float32 inside either way.
+    """
+    kind = x.device.type
+    return not x.is_meta and torch.is_autocast_enabled(kind) and x.dtype == torch.get_autocast_dtype(kind)
 
 
 def with_body(norm: nn.Module) -> nn.Sequential:

@@ -1,5 +1,6 @@
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slicescan.layers import BiasFreeNorm2d, FeedForwardBlock, InterVSSM, IntraVSSM, ScanBlock
 from tests.layers import restated
@@ -51,3 +52,24 @@ def test_weights_are_drawn_in_the_published_order():
 def test_any_module_of_the_width_fits_a_slot():
     block = ScanBlock(8, intra=nn.Identity, inter=lambda dim: nn.Conv2d(dim, dim, 1), norm=nn.BatchNorm2d)
     assert block(torch.rand(2, 8, 3, 5)).shape == (2, 8, 3, 5)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the operations that do nothing but move values in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in ("clone", "copy_", "_to_copy", "contiguous")
+        return func(*args, **(kwargs or {}))
+
+
+def test_blocks_copy_nothing_but_the_half_that_a_scanner_takes():
+    x = noise(2, 8, 4, 6).float().contiguous(memory_format=torch.channels_last)
+    for block, copies in ((FeedForwardBlock(8), 0), (ScanBlock(8), 2)):
+        with torch.no_grad(), Copies() as counted:
+            y = block(x)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert counted.count == copies, type(block).__name__

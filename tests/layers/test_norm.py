@@ -36,3 +36,31 @@ def test_eps_is_what_was_asked_for():
 def test_a_body_gives_the_published_keys():
     assert list(with_body(LayerNorm2d(4)).state_dict()) == ["body.weight", "body.bias"]
     assert list(with_body(BiasFreeNorm2d(4)).state_dict()) == ["body.weight"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_a_map_in_half_precision_and_weights_in_float32(dtype):
+    norm, x = restated.perturb(LayerNorm2d(6)), noise(2, 6, 3, 5) + 2
+    probe, leaves = noise(2, 6, 3, 5, seed=1), list(norm.parameters())
+    half = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    want = norm(half.double())
+    exact = [want, *torch.autograd.grad((want * probe).sum(), leaves)]
+    norm.float()
+    with torch.autocast("cpu", dtype):
+        y = norm(half)
+    assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+    found = torch.autograd.grad((y * probe).sum(), list(norm.parameters()))
+    for got, expected in zip([y, *found], exact, strict=True):
+        assert relative(got, expected) < 2 * torch.finfo(dtype).eps
+    assert all(gradient.dtype == torch.float32 for gradient in found)
+    with torch.autocast("cpu", dtype):
+        assert norm(x.float()).dtype == torch.float32
+
+
+def test_compiled_inside_autocast_it_is_one_graph():
+    torch.compiler.reset()
+    norm, x = LayerNorm2d(6), noise(1, 6, 3, 5).bfloat16()
+    compiled = torch.compile(norm, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        y = compiled(x)
+        assert y.dtype == torch.bfloat16 and relative(y, norm(x)) < 1e-2
