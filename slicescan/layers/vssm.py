@@ -34,8 +34,15 @@ class _GatedShell(HalvesScanner):
     def _widen(self, x: Tensor) -> tuple[Tensor, ...]:
         return depthwise_conv(self.proj_in(channels_last(x)), self.dwconv.weight, self.dwconv.bias).chunk(2, 1)
 
+    def _scanned(self, x: Tensor) -> Tensor:
+        """The first half of what ``_widen`` makes, and nothing of the other."""
+        inner = self.proj_out.in_channels
+        bias, after = (None if conv.bias is None else conv.bias[:inner] for conv in (self.proj_in, self.dwconv))
+        f = F.conv2d(channels_last(x), self.proj_in.weight[:inner], bias)
+        return depthwise_conv(f, self.dwconv.weight[:inner], after)
+
     def stream(self, pieces: Iterable[tuple[Strip, Tensor]]) -> Treat:
-        scan = super().stream((strip.alone(), strip.inner(self._widen(x)[0])) for strip, x in pieces)
+        scan = super().stream((strip.alone(), strip.inner(self._scanned(x))) for strip, x in pieces)
 
         def treat(strip: Strip, x: Tensor) -> Tensor:
             f, gate = (strip.inner(half) for half in self._widen(x))
