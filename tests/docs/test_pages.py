@@ -44,7 +44,8 @@ def test_the_code_of_a_page_runs(page, desk):
         elif ">>>" in code:
             test = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line)
             test.globs = names
-            failed, _ = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(test)
+            runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+            failed, _ = runner.run(test, clear_globs=False)  # the names go on to the next block
             assert not failed, f"{page.name}, line {line}"
         else:
             exec(compile("\n" * line + code, page, "exec"), names)
