@@ -7,21 +7,27 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from slicescan.ops.backends import ALL
+from slicescan.ops.backends import ALL as BUILT_IN
 from slicescan.ops.backends import reference as reference
 from slicescan.ops.call import ScanCall
 
 VARIABLE = "SLICESCAN_BACKEND"
 """Environment variable that names the backend for calls that name none."""
 
+ALL: tuple[str, ...] = BUILT_IN
+"""Names of all backends, fastest first, with those from outside the package."""
+
 _PLAIN = ("torch", "reference")
 _COMPILED = {"cpu": ("cpu",), "cuda": ("cuda", "triton"), "xpu": ("triton",)}  # what is made for a kind of device
 
+_FUNCTIONS = ("why_not", "forward", "saved_spec", "backward")
+
+_outside: dict[str, Any] = {}
 _watchers: list[set[str]] = []
 
 
@@ -81,7 +87,60 @@ def requested(backend: str | None) -> str | None:
 @cache
 def load(name: str) -> ModuleType:
     """The module of a backend, imported when first asked for."""
-    return import_module(f"slicescan.ops.backends.{name}")
+    return _outside[name] if name in _outside else import_module(f"slicescan.ops.backends.{name}")
+
+
+def register_backend(name: str, backend: Any, *, before: str = "reference") -> None:
+    """Give a scan backend from outside the package a name: calls, ``slicescan doctor`` and reports find it.
+
+    Args:
+        name: What calls and the environment variable ``SLICESCAN_BACKEND`` ask for. A name registered before is given
+            to the new backend.
+        backend: A module or any object with the functions of a backend: ``why_not``, ``forward``, ``saved_spec`` and
+            ``backward``; :doc:`/auto_gallery/write_a_backend` shows them.
+        before: The backend that it is tried before when a call names none. By default it comes after all that can run
+            anything, so that it runs only the calls that name it.
+
+    Raises:
+        ValueError: The name is taken by the package, or ``before`` is no backend.
+        TypeError: A function is missing.
+
+    Example:
+        >>> register_backend("mine", load("torch"))
+        >>> u, mix = torch.ones(1, 3, 2), torch.ones(1, 3, 4)
+        >>> from slicescan.ops import selective_scan
+        >>> selective_scan(u, u, -torch.ones(2, 4), mix, mix, backend="mine").shape
+        torch.Size([1, 3, 2])
+        >>> unregister_backend("mine")
+    """
+    global ALL
+    if name in {*BUILT_IN, "auto"}:
+        raise ValueError(f"the name {name!r} is taken by the package; choose another")
+    if before not in ALL or before == name:
+        others = ", ".join(other for other in ALL if other != name)
+        raise ValueError(f"before must be one of {others}; got {before!r}")
+    missing = [function for function in _FUNCTIONS if not callable(getattr(backend, function, None))]
+    if missing:
+        raise TypeError(f"backend {name!r} lacks {', '.join(missing)}; it needs {', '.join(_FUNCTIONS)}")
+    unregister_backend(name)
+    _outside[name] = backend
+    place = ALL.index(before)
+    ALL = (*ALL[:place], name, *ALL[place:])
+
+
+def unregister_backend(name: str) -> None:
+    """Forget a backend that :func:`register_backend` added; any other name changes nothing.
+
+    Example:
+        >>> register_backend("mine", load("torch"))
+        >>> unregister_backend("mine")
+        >>> "mine" in dict(report("cpu"))
+        False
+    """
+    global ALL
+    if _outside.pop(name, None) is not None:
+        ALL = tuple(other for other in ALL if other != name)
+        load.cache_clear()
 
 
 def has_fast_convolution(device: torch.device, dtype: torch.dtype, taps: int) -> bool:

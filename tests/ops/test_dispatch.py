@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from slicescan import ops
 from slicescan.ops import BackendError, dispatch, slice_scan
 from slicescan.ops.backends import mamba_ssm
 from slicescan.ops.call import ScanCall
@@ -80,6 +81,60 @@ def test_the_report_names_every_backend_in_order():
     reasons = dict(report)
     assert reasons["torch"] is None and reasons["reference"] is None
     assert all(reason is None or len(reason) > 10 for reason in reasons.values())
+
+
+@pytest.fixture
+def mine():
+    """A backend from outside the package that runs calls of one direction, and remembers that it did."""
+    plain = dispatch.load("torch")
+    seen = []
+
+    def forward(call, *, save):
+        seen.append("forward")
+        return plain.forward(call, save=save)
+
+    def backward(*arguments):
+        seen.append("backward")
+        return plain.backward(*arguments)
+
+    mine = types.SimpleNamespace(forward=forward, backward=backward, saved_spec=plain.saved_spec, seen=seen)
+    mine.why_not = lambda call: "it runs forwards only" if call.reverse else None
+    yield mine
+    dispatch.unregister_backend("mine")
+    assert dispatch.ALL == dispatch.BUILT_IN
+
+
+def test_a_backend_from_outside_runs_the_calls_that_name_it(mine):
+    ops.register_backend("mine", mine)
+    assert dispatch.report("cpu")[-2:] == [("mine", None), ("reference", None)]
+    u = Scan().arguments()["u"].requires_grad_()
+    run(u=u)
+    assert not mine.seen
+    run(u=u, backend="mine").sum().backward()
+    assert mine.seen == ["forward", "backward"]
+    with pytest.raises(BackendError, match="backend 'mine' cannot run this call: it runs forwards only"):
+        run(reverse=True, backend="mine")
+
+
+def test_a_backend_from_outside_may_be_tried_before_others(mine):
+    ops.register_backend("mine", mine, before="cuda")
+    with dispatch.watching() as names:
+        run()
+        run(reverse=True)
+    assert "mine" in names and len(names) == 2
+    ops.register_backend("mine", dispatch.load("torch"), before="torch")  # once more, elsewhere
+    assert dispatch.ALL == (*dispatch.BUILT_IN[:-2], "mine", "torch", "reference")
+    assert dispatch.load("mine") is dispatch.load("torch")
+
+
+def test_what_is_no_backend_is_not_registered(mine):
+    for name in ("cpu", "auto"):
+        with pytest.raises(ValueError, match=f"the name '{name}' is taken"):
+            ops.register_backend(name, mine)
+    with pytest.raises(ValueError, match="before must be one of cuda, .*reference; got 'gpu'"):
+        ops.register_backend("mine", mine, before="gpu")
+    with pytest.raises(TypeError, match="'mine' lacks saved_spec, backward; it needs why_not"):
+        ops.register_backend("mine", types.SimpleNamespace(why_not=mine.why_not, forward=mine.forward))
 
 
 @pytest.fixture
