@@ -67,7 +67,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "auto_gallery",
     "filename_pattern": r"\.py$",
     "ignore_pattern": r"(^|/)_",
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": "gallery_order.Order",
     "backreferences_dir": "auto_gallery/backreferences",
     "doc_module": ("slicescan",),
     "reference_url": {"slicescan": None},
