@@ -53,7 +53,7 @@ def pair(dim: int, device: str, blocks: Sequence[int] = (3, 3, 6)) -> tuple[dict
     """Both networks with the same weights, and what the conventional one scans with."""
     name, mamba = conventional.mamba_of(device)
     torch.manual_seed(0)
-    ours = stirred(XYScanNet(dim, blocks=blocks))
+    ours = stirred(XYScanNet(dim, blocks=blocks, fusion_gate="tensor"))  # the gate that the other has
     theirs = conventional.Network(dim, mamba, blocks)
     theirs.load_state_dict(ours.state_dict())
     return {"ours": ours.to(device).eval(), "conventional": theirs.to(device).eval()}, name
