@@ -290,7 +290,8 @@ def _train(options: argparse.Namespace) -> int:
         seed=options.seed,
         max_seconds=options.max_seconds,
     )
-    print(f"averaged weights: {written}")
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
+        print(f"averaged weights: {written}")
     return 0
 
 

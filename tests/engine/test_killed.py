@@ -24,7 +24,7 @@ def test_runs_killed_twenty_times_at_random_end_with_the_bits_of_an_undisturbed_
     environment = os.environ | {"SLICESCAN_BACKEND": "torch", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, killed.__file__, str(tmp_path / "set"), str(tmp_path)]
     root = Path(killed.__file__).parents[2]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     kills = [tuple(kill) for kill in json.loads(done.stdout)]
     assert len(kills) == killed.KILLS and kills == sorted(kills)

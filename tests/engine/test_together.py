@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
     environment = os.environ | {"SLICESCAN_BACKEND": "torch", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, together.__file__, str(root)]
     place = Path(together.__file__).parents[2]
-    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=600, check=False)
     said = "".join(file.read_text() for file in root.glob("*.txt"))
     assert done.returncode == 0, done.stderr + said
     return root, *json.loads(done.stdout)
