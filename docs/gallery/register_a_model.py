@@ -75,7 +75,7 @@ print(type(again).__name__, again.architecture, again.arguments)
 # See it learn
 # ------------
 #
-# A few steps on one photograph: the network learns to give back what a blur took away.
+# Forty steps on one photograph, no more than a beginning: what a blur took away starts to come back.
 
 import matplotlib.pyplot as plt
 import numpy as np
