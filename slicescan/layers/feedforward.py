@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicescan.ops import depthwise_conv
+from slicescan.layers.depthwise import DepthwiseConv2d
 from slicescan.ops.depthwise_conv import Gate
 
 GATES: dict[Callable[[Tensor], Tensor], Gate] = {F.silu: "silu", F.gelu: "gelu"}
@@ -42,18 +42,18 @@ class GatedDconvFFN(nn.Module):
     ):
         super().__init__()
         inner = int(dim * expand)
-        self.activation, self.gate = activation, GATES.get(activation)
+        self.activation = activation
         self.project_in = nn.Conv2d(dim, 2 * inner, 1, bias=bias)
-        self.dwconv = nn.Conv2d(2 * inner, 2 * inner, 3, padding=1, groups=2 * inner, bias=bias)
+        self.dwconv = DepthwiseConv2d(2 * inner, bias=bias, gate=GATES.get(activation))
         self.project_out = nn.Conv2d(inner, dim, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``(b, dim, h, w)``."""
-        x = self.project_in(x)
-        if self.gate is not None:
-            return self.project_out(depthwise_conv(x, self.dwconv.weight, self.dwconv.bias, gate=self.gate))
-        a, b = self.dwconv(x).chunk(2, 1)
-        return self.project_out(self.activation(a) * b)
+        x = self.dwconv(self.project_in(x))
+        if self.activation not in GATES:
+            a, b = x.chunk(2, 1)
+            x = self.activation(a) * b
+        return self.project_out(x)
 
     def extra_repr(self) -> str:
         """What gates, for ``repr``; the sizes are those of the convolutions."""

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from slicescan.layers.depthwise import DepthwiseConv2d
 from slicescan.layers.local_mean import LocalMean2d
 from slicescan.layers.norm import LayerNorm2d
 from slicescan.layers.simple_gate import SimpleGate
-from slicescan.ops import depthwise_conv
 
 
 class SimpleChannelAttention(nn.Sequential):
@@ -76,7 +76,7 @@ class NAFBlock(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, dim, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, dim, 1, 1))
         self.conv1 = nn.Conv2d(dim, wide, 1)
-        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
+        self.conv2 = DepthwiseConv2d(wide, gate="linear")
         self.conv3 = nn.Conv2d(wide // 2, dim, 1)
         self.sca = SimpleChannelAttention(wide // 2, window=window)
         self.sg = SimpleGate()
@@ -87,8 +87,5 @@ class NAFBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``(b, dim, h, w)``."""
-        y = x + self.beta * self.conv3(self.sca(self._gated(self.conv1(self.norm1(x)))))
+        y = x + self.beta * self.conv3(self.sca(self.conv2(self.conv1(self.norm1(x)))))
         return y + self.gamma * self.conv5(self.sg(self.conv4(self.norm2(y))))
-
-    def _gated(self, x: Tensor) -> Tensor:
-        return depthwise_conv(x, self.conv2.weight, self.conv2.bias, gate="linear")

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slicescan.layers.depthwise import DepthwiseConv2d
 from slicescan.layers.halves import HalvesScanner
 from slicescan.layers.inter_scan import InterScan
 from slicescan.layers.memory_order import channels_last, ordered_like
@@ -24,7 +25,7 @@ class _GatedShell(HalvesScanner):
     def __init__(self, dim: int, inner: int, bias: bool):
         nn.Module.__init__(self)  # the scanner's parameters are drawn after these
         self.proj_in = nn.Conv2d(dim, 2 * inner, 1, bias=bias)
-        self.dwconv = nn.Conv2d(2 * inner, 2 * inner, 3, padding=1, groups=2 * inner, bias=bias)
+        self.dwconv = DepthwiseConv2d(2 * inner, bias=bias)
         self.proj_out = nn.Conv2d(inner, dim, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ class _GatedShell(HalvesScanner):
         return ordered_like(self.proj_out(F.silu(gate) * super().forward(f)), x)
 
     def _widen(self, x: Tensor) -> tuple[Tensor, ...]:
-        return depthwise_conv(self.proj_in(channels_last(x)), self.dwconv.weight, self.dwconv.bias).chunk(2, 1)
+        return self.dwconv(self.proj_in(channels_last(x))).chunk(2, 1)
 
     def _scanned(self, x: Tensor) -> Tensor:
         """The first half of what ``_widen`` makes, and nothing of the other."""
