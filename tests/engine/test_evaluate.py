@@ -104,7 +104,7 @@ def test_shards_make_the_results_of_one_run(data, tmp_path):
     joined = read_results(tmp_path / "parts")
     assert joined.rows == part.rows
     differing = {key for key in joined.about if joined.about[key] != whole.about[key]}
-    assert differing == {"seconds"} and joined.about.keys() == whole.about.keys()
+    assert differing <= {"seconds"} and joined.about.keys() == whole.about.keys()
 
 
 def test_shards_of_two_networks_are_refused(data, tmp_path):
