@@ -41,10 +41,7 @@ def models() -> str:
 
 def quality() -> str:
     """Means of the quality check as stored by ``benchmarks/quality.py``."""
-    rows = [
-        "| model | blurred | restored | mean gain | smallest gain | LPIPS blurred → restored | sharp crop kept at |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    rows = _quality_head("model")
     for file in sorted(RESULTS.glob("quality_*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
         rows.append(_quality_row(f"`{result['model']}`", result))
@@ -54,10 +51,7 @@ def quality() -> str:
 
 def uniform() -> str:
     """The quality check without rotation, beside deconvolution with the kernel known."""
-    rows = [
-        "| method | blurred | restored | mean gain | smallest gain | LPIPS blurred → restored | sharp crop kept at |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    rows = _quality_head("method")
     for file in sorted(RESULTS.glob("uniform_*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
         mean = result["mean"]
@@ -66,6 +60,13 @@ def uniform() -> str:
         rows.append(_quality_row(f"`{result['model']}`", result))
         rows += [_quality_row(name, one) for name, one in result.get("beside", {}).items()]
     return "\n".join(rows)
+
+
+def _quality_head(first: str) -> list[str]:
+    return [
+        f"| {first} | blurred | restored | mean gain | smallest gain | LPIPS blurred → restored | sharp crop kept at |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
 
 
 def _quality_row(name: str, result: dict) -> str:

@@ -44,7 +44,7 @@ def write_checkpoint(
         raise ValueError(
             f"{path}: the suffix names the format: .safetensors, .pth or .pt, not {path.suffix or 'none'!r}"
         )
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    state = weights_of(model)
     if dtype is not None:
         state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     about = {}
@@ -57,6 +57,11 @@ def write_checkpoint(
             save_file(state, temporary, {key: v if isinstance(v, str) else json.dumps(v) for key, v in about.items()})
         else:
             torch.save(state if published else {**about, "state_dict": state}, temporary)
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of a model as files hold it: on the CPU, contiguous."""
+    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
 
 
 @contextmanager

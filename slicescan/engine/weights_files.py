@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from slicescan.checkpoint import write_checkpoint
-from slicescan.checkpoint.write import replacing
+from slicescan.checkpoint.write import replacing, weights_of
 from slicescan.engine.run import Run
 
 
@@ -23,7 +22,7 @@ def write_weights(out: Path, run: Run) -> Path:
     average = run.averaged()
     file = out / f"{run.recipe.model.name}.safetensors"
     write_checkpoint(file, average)
-    content: dict[str, Any] = {"params": _weights(run.model), "params_ema": _weights(average)}
+    content: dict[str, Any] = {"params": weights_of(run.model), "params_ema": weights_of(average)}
     if hasattr(average, "architecture") and hasattr(average, "arguments"):
         content |= {"architecture": average.architecture, "arguments": average.arguments}
     buffer = io.BytesIO()  # so that a full disk is an error of the disk, not one of the packer
@@ -31,7 +30,3 @@ def write_weights(out: Path, run: Run) -> Path:
     with replacing(file.with_suffix(".pth")) as temporary:
         temporary.write_bytes(buffer.getbuffer())
     return file
-
-
-def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
