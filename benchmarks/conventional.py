@@ -26,7 +26,7 @@ def mamba_of(device: str) -> tuple[str, Block]:
     if scan is None:
         return "plain scan in PyTorch", partial(PlainMamba, scan=materialised)
     try:
-        from mamba_ssm import Mamba
+        from mamba_ssm.modules.mamba_simple import Mamba
     except ImportError as error:  # the kernel is there, another part of the package is not
         print(f"mamba-ssm's block is left out: {error}")
         return "mamba-ssm's scan", partial(PlainMamba, scan=partial(scan, delta_softplus=True))

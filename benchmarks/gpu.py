@@ -176,9 +176,11 @@ def _scan_figures(row: dict[str, Any]) -> str:
     line = f"{row['case']}, {row['dtype']}, {row['axis']}: {name}"
     if way:
         line += f" {way['forward']:.3f}, with gradients {way['both']:.3f} ms"
+        if "both_device" in way:
+            line += f" (device alone {way['forward_device']:.3f}, {way['both_device']:.3f})"
         if "times_floor_exponentials" in way:
             line += f"; {way['times_floor_exponentials']:.2f} x the floor"
-        for base, gain in way["faster"].items():
+        for base, gain in (way.get("faster_device") or way["faster"]).items():
             line += f"; {gain['forward']:.2f} and {gain['both']:.2f} x as fast as {base}"
     wrong = [f"{key}: {other['fails']}" for key, other in row["ways"].items() if "fails" in other]
     return "; ".join([line, *wrong])

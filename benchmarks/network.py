@@ -3,9 +3,9 @@
 ``python benchmarks/network.py [--part network block stream ss2d models] [--dim 144] [--dtype bf16] [--way eager]
 [--rounds 9] [--json FILE]``
 
-Before anything is timed, both compositions must give the same image and gradients. Times are medians of rounds in
-which all take turns, in ms; memory is the peak that tensors hold, weights included, in GiB. float32 has convolutions
-in TF32, as PyTorch does by itself; bf16 is autocast with float32 weights. On a CPU the table is small.
+Before anything is timed, both compositions must give the same image and gradients. Times are medians in ms, on a CPU
+of rounds in which all take turns; memory is the peak that tensors hold, weights included, in GiB. float32 has
+convolutions in TF32, as PyTorch does by itself; bf16 is autocast with float32 weights. On a CPU the table is small.
 """
 
 import argparse
@@ -118,35 +118,50 @@ def compare(
     ways: Sequence[str] = ("eager",),
     rounds: int = 5,
 ) -> Row:
-    """Time and memory of modules on one input, in every way that works; the reason of one that does not."""
+    """Time and memory of modules on one input, in every way that works; the reason of one that does not.
+
+    On a CPU all take turns; on a GPU each is alone, because graphs keep their memory.
+    """
     x = image(*shape, device=device)
     found: Row = {"shape": list(shape), "dtype": kind, "pass": "forward+backward" if train else "forward", "ways": {}}
-    runs: dict[str, Callable[[], Any]] = {}
-    results: dict[str, Tensor] = {}
-    for name, module in modules.items():
-        given = x.contiguous(memory_format=torch.channels_last) if name == "ours" else x
-        for way in ways:
+    keys = [(name, way) for name in modules for way in ways]
+    first: Tensor | None = None
+    found["difference"] = 0.0
+    for group in [[key] for key in keys] if device == "cuda" else [keys]:
+        runs: dict[str, Callable[[], Any]] = {}
+        for name, way in group:
             key = f"{name}, {way}"
             try:
-                torch.compiler.reset() if way == "compile" else None
-                used = torch.compile(module, fullgraph=name == "ours") if way == "compile" else module
-                run = runs_of(used, given, kind, train)
-                run = captured(run) if way == "graph" else run
-                made = run()
-                runs[key], results[key] = run, (made[0] if train else made).clone()
+                runs[key], result = prepared(modules[name], name, way, x, kind, train)
             except Exception as error:  # whatever a compiler or a capture raises
                 found["ways"][key] = {"fails": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
-    first = next(iter(results.values()))
-    found["difference"] = max(difference(y, first) for y in results.values())
+                continue
+            first = result if first is None else first
+            found["difference"] = max(found["difference"], difference(result, first))
+        for key, ms in interleaved(runs, device, rounds=rounds).items():
+            weights = sum(p.nbytes for p in modules[key.partition(",")[0]].parameters())
+            held = None if "graph" in key else (memory(runs[key], device) + weights) / GIB  # a graph has its own pool
+            found["ways"][key] = {"ms": ms, "gib": held}
+        del runs
+        if device == "cuda":
+            torch.cuda.empty_cache()
     if not found["difference"] <= TOLERANCE[kind]:
-        raise SystemExit(f"{list(results)} disagree: {found['difference']:.1e}")
-    del results, first, made
-    median = interleaved(runs, device, rounds=rounds)
-    for key, run in runs.items():
-        weights = sum(p.nbytes for p in modules[key.partition(",")[0]].parameters())
-        held = None if "graph" in key else (memory(run, device) + weights) / GIB  # a graph keeps its own pool
-        found["ways"][key] = {"ms": median[key], "gib": held}
+        raise SystemExit(f"{list(found['ways'])} disagree: {found['difference']:.1e}")
     return found
+
+
+def prepared(
+    module: nn.Module, name: str, way: str, x: Tensor, kind: str, train: bool
+) -> tuple[Callable[[], Any], Tensor]:
+    """What is timed of a module in one way, and its result."""
+    given = x.contiguous(memory_format=torch.channels_last) if name == "ours" else x
+    if way == "compile":
+        torch.compiler.reset()
+        module = torch.compile(module, fullgraph=name == "ours")  # type: ignore[assignment]
+    run = runs_of(module, given, kind, train)
+    run = captured(run) if way == "graph" else run
+    made = run()
+    return run, (made[0] if train else made).clone()
 
 
 def network_rows(sizes: Sizes, options: argparse.Namespace) -> list[Row]:

@@ -3,10 +3,11 @@
 ``python benchmarks/scan.py [--device cuda] [--dtype bf16 fp32] [--part table long linear] [--only WORD]
 [--without torch] [--rounds 5] [--once 20] [--json FILE]``
 
-Times are medians in ms. "extra" is what a call holds at its highest beyond its arguments, as a share of their bytes.
-Before a case is timed, the results and all gradients of every way to scan it are compared with the first one's. What
-fails is named and left out, and the exit code is 1. What takes longer than ``--once`` seconds is timed by that first
-run alone, and its memory is not measured. The file is written anew after every case.
+Times are medians in ms, as a program that calls the scan sees them; on a GPU also without the host, as replays of CUDA
+graphs, which the ratios to the floors are of. "extra" is what a call holds at its highest beyond its arguments, as a
+share of their bytes. Before a case is timed, the results and all gradients of every way to scan it are compared with
+the first one's. What fails is named and left out, and the exit code is 1. What takes longer than ``--once`` seconds is
+timed by that first run alone, and its memory is not measured. The file is written anew after every case.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, installed or not
 
 from benchmarks.cases import CPU, GPU, KNOWN, LINEAR_CPU, LINEAR_GPU, LONG, Case
-from benchmarks.measure import GIB, floors, machine, memory, times
+from benchmarks.measure import GIB, captured, floors, machine, memory, times
 from benchmarks.peers import MAPS, MATERIALISED, OWN_LAYOUT, WITH_LAYOUT, Peer, ours, peers, runs
 from slicescan.ops.call import ScanCall
 from slicescan.ops.dispatch import report
@@ -87,7 +88,21 @@ def measure(case: Case, kind: str, axis: str, ways: dict[str, Peer], options: ar
         for name, ms in (once | times(often, device, rounds=options.rounds)).items():
             extra = None if name in slow else memory(often[name], device) / given
             found["ways"][name] |= {label: ms, f"{label}_ns": ms * 1e6 / elements, f"{label}_extra": extra}
+        if device == "cuda":
+            for name, ms in times(_replays(often), device).items():
+                found["ways"][name][f"{label}_device"] = ms
     add_ratios(found)
+    return found
+
+
+def _replays(runs_: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
+    """The same kernels started by the device alone, of those that can be captured into a CUDA graph."""
+    found = {}
+    for name, run in runs_.items():
+        try:
+            found[name] = captured(run)
+        except RuntimeError as error:
+            print(f"{name} cannot be captured: {str(error).splitlines()[0]}", flush=True)
     return found
 
 
@@ -160,9 +175,16 @@ def add_ratios(found: Row) -> None:
             continue
         for floor in ("floor_exponentials", "floor_bytes"):
             if found.get(floor):
-                row[f"times_{floor}"] = row["forward"] / found[floor]
+                row[f"times_{floor}"] = row.get("forward_device", row["forward"]) / found[floor]
         others = [base for base in bases if found["ways"][base] is not row]
         row["faster"] = {base: {p: found["ways"][base][p] / row[p] for p in PASSES} for base in others}
+        if "both_device" in row:
+            keys = {p: f"{p}_device" for p in PASSES}
+            row["faster_device"] = {
+                base: {p: found["ways"][base][key] / row[key] for p, key in keys.items()}
+                for base in others
+                if "both_device" in found["ways"][base]
+            }
     for base, known in found.get("known", {}).items():
         if base in bases:
             found["ways"][base]["of_known"] = {p: found["ways"][base][p] / ms for p, ms in known.items()}
@@ -185,6 +207,9 @@ def show(found: Row) -> None:
                 line += f", {row['times_floor_exponentials']:.2f} and {row['times_floor_bytes']:.2f} x the floors"
             gains = [f"{gain[label]:.2f} x {base}" for base, gain in row["faster"].items()]
             line += f" (speed {', '.join(gains)})" if gains else ""
+            if f"{label}_device" in row:
+                gains = [f"{gain[label]:.2f} x {base}" for base, gain in row["faster_device"].items()]
+                line += f" [device alone {row[f'{label}_device']:.3f} ms" + (f", {', '.join(gains)}]" if gains else "]")
         extra = [row[f"{label}_extra"] for label in PASSES]
         line += "  extra " + ", ".join("not measured" if x is None else f"{x:.2f}" for x in extra)
         if "of_known" in row:

@@ -47,7 +47,10 @@ def run(*arguments: Any, backend: str | None) -> tuple[Tensor, Tensor]:
     watched = torch._C._len_torch_dispatch_stack() or any([type(x) not in _ORDINARY or x.is_meta for x in tensors])
     if watched:
         return slice_scan_op(*arguments, name, recorded)[:2]
-    return (_Unwatched.apply(*arguments, name, True) if recorded else _forward(*arguments, name, False))[:2]
+    if recorded:
+        return _Unwatched.apply(call, name, *arguments[: len(TENSORS)])
+    with _no_autocast(call):
+        return dispatch.load(name).forward(call, save=False)[:2]
 
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
@@ -135,21 +138,29 @@ def _setup(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
 
 
 class _Unwatched(torch.autograd.Function):
-    """The operator without its wrapper."""
+    """The operator without its wrapper, and without ``setup_context``, which inspects signatures at every call."""
 
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _forward(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-        ctx.mark_non_differentiable(output[2])
-        _setup(ctx, inputs, output)
+    def forward(ctx: Any, call: ScanCall, backend: str, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        with _no_autocast(call):
+            y, last, saved = dispatch.load(backend).forward(call, save=True)
+        ctx.settings = (call.axis, call.reverse, call.carry, call.delta_softplus, backend)
+        ctx.save_for_backward(*tensors, saved)
+        ctx.set_materialize_grads(False)
+        return y, last
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-        return _differentiate(slice_scan_backward_op if watched else _backward, ctx, *grads)
+        run = slice_scan_backward_op if watched else _unwatched_backward
+        return (None, None, *_differentiate(run, ctx, *grads)[: len(TENSORS)])
+
+
+def _unwatched_backward(*arguments: Any) -> Gradients:
+    *fields, backend, saved, grad_y, grad_last = arguments
+    call = ScanCall(*fields)
+    with _no_autocast(call):
+        return dispatch.load(backend).backward(call, saved, grad_y, grad_last)
 
 
 def _gradients(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -157,7 +168,7 @@ def _gradients(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
 
 
 def _differentiate(
-    run: Callable[..., list[Tensor]], ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: Any
+    run: Callable[..., Sequence[Tensor | None]], ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, *_: Any
 ) -> tuple[Tensor | None, ...]:
     *tensors, saved = ctx.saved_tensors
     grad_y = torch.zeros_like(tensors[0]) if grad_y is None else grad_y

@@ -4,6 +4,7 @@ Long sequences that are too few to fill the device are cut into chunks: a first 
 state, a second chains the chunks, and then all of them run side by side as sequences do.
 """
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -13,6 +14,8 @@ from slicescan.ops.backends.cuda import conv, driver, nvrtc
 from slicescan.ops.backends.cuda.plan import (
     KINDS,
     TILE_STEPS,
+    Part,
+    Placed,
     Plan,
     keeps_y,
     plan_of,
@@ -33,12 +36,17 @@ def why_not(call: ScanCall) -> str | None:
     device = call.u.device
     if device.type != "cuda":
         return f"needs CUDA tensors, got {device.type}"
-    if torch.version.hip:
-        return "needs an NVIDIA device; on AMD devices use backend='triton'"
     if call.u.dtype not in KINDS:
         return f"computes in float32, so it takes no {str(call.u.dtype).removeprefix('torch.')}; use backend='torch'"
     if call.A.shape[1] > MAX_STATES:
         return f"holds at most {MAX_STATES} states a channel, got {call.A.shape[1]}; use backend='triton'"
+    return _lacking(device)
+
+
+@functools.cache
+def _lacking(device: torch.device) -> str | None:
+    if torch.version.hip:
+        return "needs an NVIDIA device; on AMD devices use backend='triton'"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "needs compute capability 8.0 or newer; use backend='triton'"
     return nvrtc.missing()
@@ -61,7 +69,7 @@ def forward(call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     if call.u.numel() == 0:
         return y, initial_states(call), saved
     last = call.A.new_empty(state_shape(call))
-    maps = [call.u, call.delta, y] if call.z is None else [call.u, call.delta, y, call.z]
+    maps: list[Placed] = [call.u, call.delta, y] if call.z is None else [call.u, call.delta, y, call.z]
     maps += _kept(call, saved) if save else []
     mixes = [call.B, call.C]
     plan = plan_of(call, "forward", maps, mixes)
@@ -88,7 +96,7 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
         if grads.initial_state is not None and grad_last is not None:
             grads.initial_state.copy_(grad_last)
         return grads
-    maps = [call.u, call.delta, grad_y, grads.u, grads.delta]
+    maps: list[Placed] = [call.u, call.delta, grad_y, grads.u, grads.delta]
     if call.z is not None and grads.z is not None:
         maps += [call.z, grads.z, *_kept(call, saved)]
     mixes = [call.B, call.C, grads.B, grads.C]
@@ -113,9 +121,13 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
     return grads
 
 
-def _kept(call: ScanCall, saved: Tensor) -> list[Tensor]:
+def _kept(call: ScanCall, saved: Tensor) -> list[Part]:
     """The map of y before its gate inside ``saved``, if it is there."""
-    return [saved[-call.u.numel() :].view(call.u.shape)] if keeps_y(call) else []
+    if not keeps_y(call):
+        return []
+    _, h, w, d = call.u.shape
+    start = saved.numel() - call.u.numel()
+    return [Part(saved.data_ptr() + start * saved.element_size(), (h * w * d, w * d, d, 1))]
 
 
 def _enter_chunks(
@@ -187,7 +199,7 @@ def _empty_gradients(call: ScanCall) -> Gradients:
     return Gradients(torch.empty_like(call.u), torch.empty_like(call.delta), A, B, C, D, z, bias, first)
 
 
-def _located(plan: Plan, tensors: Iterable[Tensor], skip: int = 0) -> list[list[int]]:
+def _located(plan: Plan, tensors: Iterable[Placed], skip: int = 0) -> list[list[int]]:
     """Address of the first step and strides of tensors that the plan knows, as ``Map`` and ``Mix`` of scan.cuh."""
     places = plan.places[skip:]
     return [[t.data_ptr() + o, *p] for t, (o, p) in zip(tensors, places)]  # noqa: B905 (places may go on)

@@ -1,7 +1,6 @@
 """Load and launch compiled kernels through the CUDA driver, on torch's own context and stream."""
 
 import array
-import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -40,9 +39,15 @@ def options(macros: Macros) -> tuple[str, ...]:
     return tuple(f"-D{name}={value}" for name, value in macros)
 
 
+_Arguments = ctypes.c_void_p * 1
+
+
 @functools.cache
 def _driver() -> ctypes.CDLL:
-    return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    unsigned, pointer = ctypes.c_uint, ctypes.c_void_p
+    driver.cuLaunchKernel.argtypes = [pointer, *[unsigned] * 7, pointer, pointer, pointer]
+    return driver
 
 
 def _check(code: int, doing: str) -> None:
@@ -65,8 +70,8 @@ class Function:
     def start(self, device: int, grid: int, threads: int, words: list[int]) -> None:
         """Start on the device's current stream."""
         packed = array.array("q", words)
-        arguments = (ctypes.c_void_p * 1)(packed.buffer_info()[0])
-        stream = ctypes.c_void_p(torch._C._cuda_getCurrentRawStream(device))
+        arguments = _Arguments(packed.buffer_info()[0])
+        stream = torch._C._cuda_getCurrentRawStream(device)
         start = _driver().cuLaunchKernel
         code = start(self.handle, grid, 1, 1, threads, 1, 1, self.shared, stream, arguments, None)
         if code == _INVALID_CONTEXT:
@@ -116,9 +121,11 @@ def launch(device: int, kernel: Kernel, grid: int, words: list[int]) -> None:
 
     The kernel is compiled and loaded at most once for a device.
     """
-    current = contextlib.nullcontext() if device == torch.cuda.current_device() else torch.cuda.device(device)
-    with current:
-        function = kernel.functions.get(device)
+    function = kernel.functions.get(device)
+    if function is not None and device == torch._C._cuda_getDevice():
+        function.start(device, grid, kernel.threads, words)
+        return
+    with torch.cuda.device(device):
         if function is None:
             with _lock:
                 function = _load(kernel.file, kernel.name, kernel.macros, kernel.shared, device)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +39,24 @@ def sequence_shape(call: ScanCall) -> tuple[int, int]:
     b, h, w, _ = call.u.shape
     slices, length = (h, w) if call.axis == "w" else (w, h)
     return (b, slices * length) if call.carry else (b * slices, length)
+
+
+class Part(NamedTuple):
+    """A dense map inside a tensor: all that a plan asks of a map, without a view's cost."""
+
+    address: int
+    strides: tuple[int, ...]
+
+    def data_ptr(self) -> int:
+        """Where it starts."""
+        return self.address
+
+    def stride(self) -> tuple[int, ...]:
+        """In elements."""
+        return self.strides
+
+
+Placed = Tensor | Part
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,7 +190,7 @@ class Plan:
         return -(-self.packed * self.macros["TS"] * 2 * self.macros["N"] * self.element_size // 16) * 16
 
 
-def plan_of(call: ScanCall, direction: str, maps: Sequence[Tensor], mixes: Sequence[Tensor]) -> Plan:
+def plan_of(call: ScanCall, direction: str, maps: Sequence[Placed], mixes: Sequence[Tensor]) -> Plan:
     """Plan the forward or backward pass over ``maps`` (b, h, w, d) and ``mixes`` (b, h, w, g, n)."""
     layouts = tuple([(t.stride(), t.data_ptr() % 16) for t in (*maps, *mixes)])
     flags = (call.axis, call.reverse, call.carry, call.z is not None, call.delta_softplus, keeps_y(call))
