@@ -7,7 +7,7 @@ that runs, else :func:`benchmarks.peers.materialised`, the recurrence as tensors
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -151,10 +151,10 @@ class Encoder(nn.Module):
 class Decoder(Encoder):
     """Scanners and feed-forward layers in turn."""
 
-    def __init__(self, dim: int, mamba: Block):
+    def __init__(self, dim: int, intra: Block, inter: Block):
         super().__init__(dim)
         self.norm1_ssm, self.norm2_ssm = Norm(dim), Norm(dim)
-        self.intra, self.inter = Intra(dim, mamba), Inter(dim, mamba)
+        self.intra, self.inter = intra(dim), inter(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.intra(self.norm1_ssm(x))
@@ -184,31 +184,76 @@ class Fusion(nn.Module):
         self.conv_n1, self.conv_n2 = (nn.Conv2d(other, dim, 1, bias=False) for other in others)
         self.fuse_out1 = nn.Conv2d(2 * dim, dim, 1, bias=False)
 
-    def forward(self, x: Tensor, n1: Tensor, n2: Tensor) -> Tensor:
-        x, p, q = self.conv(x), self.conv_n1(n1), self.conv_n2(n2)
+    def forward(self, x: Tensor, others: Sequence[Tensor]) -> Tensor:
+        x, p, q = self.conv(x), self.conv_n1(others[0]), self.conv_n2(others[1])
         target = F.logsigmoid(_wide(x))
         gates = [torch.sigmoid((target.exp() * (target - F.logsigmoid(_wide(n)))).mean()).to(x.dtype) for n in (p, q)]
         return self.fuse_out1(torch.cat([x, gates[0] * p + gates[1] * q], 1))
 
 
-class Network(nn.Module):
-    """The whole network on images in [0, 1] whose sides are multiples of 4."""
+class Concatenation(nn.Module):
+    """AFF of MIMO-UNet: convolutions of all levels, finest first, at the size of ``x``."""
 
-    def __init__(self, dim: int, mamba: Block, blocks: Sequence[int] = (3, 3, 6)):
+    def __init__(self, dim: int, others: Sequence[int]):
+        super().__init__()
+        self.finest = dim < min(others)
+        layers = nn.Conv2d(dim + sum(others), dim, 1), nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv = nn.Sequential(*(nn.Sequential(OrderedDict(main=nn.Sequential(layer))) for layer in layers))
+
+    def forward(self, x: Tensor, others: Sequence[Tensor]) -> Tensor:
+        levels = [x, *others] if self.finest else [others[0], x, others[1]]
+        return self.conv[1](F.relu(self.conv[0](torch.cat(levels, 1))))
+
+
+class Skip(nn.Module):
+    """The level as it is."""
+
+    def __init__(self, dim: int, others: Sequence[int]):
+        super().__init__()
+
+    def forward(self, x: Tensor, others: Sequence[Tensor]) -> Tensor:
+        return x
+
+
+FUSIONS: Mapping[str, Callable[[int, Sequence[int]], nn.Module]] = {"klff": Fusion, "aff": Concatenation, "skip": Skip}
+
+
+class Network(nn.Module):
+    """The whole network on images in [0, 1] whose sides are multiples of 4.
+
+    ``scanners`` and ``fusion`` are those of :class:`slicescan.models.xyscannet.XYScanNet`; ``scan`` is what ``ss2d``
+    scans with.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mamba: Block,
+        blocks: Sequence[int] = (3, 3, 6),
+        scanners: Sequence[str] = ("intra", "inter"),
+        fusion: str = "klff",
+        scan: Callable[..., Tensor] = materialised,
+    ):
         super().__init__()
         widths = (dim, 2 * dim, 4 * dim)
+        makers: dict[str, Block] = {
+            "intra": partial(Intra, mamba=mamba),
+            "inter": partial(Inter, mamba=mamba),
+            "ss2d": partial(StackedSS2D, expand=1.5, scan=scan),
+        }
+        fuse = FUSIONS[fusion]
 
         def stage(made: Block, level: int) -> nn.Sequential:
             return nn.Sequential(*(made(widths[level]) for _ in range(blocks[level])))
 
-        decoder = partial(Decoder, mamba=mamba)
+        decoder = partial(Decoder, intra=makers[scanners[0]], inter=makers[scanners[1]])
         self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, dim, 3, padding=1, bias=False)))
         self.encoder_level1, self.encoder_level2, self.encoder_level3 = (stage(Encoder, level) for level in range(3))
         self.down1_2, self.down2_3 = Resample(dim, 2 * dim, 0.5), Resample(2 * dim, 4 * dim, 0.5)
         self.decoder_level1, self.decoder_level2, self.decoder_level3 = (stage(decoder, level) for level in range(3))
         self.up3_2, self.up2_1 = Resample(4 * dim, 2 * dim, 2), Resample(2 * dim, dim, 2)
-        self.clff_level1 = Fusion(dim, (2 * dim, 4 * dim))
-        self.clff_level2 = Fusion(2 * dim, (dim, 4 * dim))
+        self.clff_level1 = fuse(dim, (2 * dim, 4 * dim))
+        self.clff_level2 = fuse(2 * dim, (dim, 4 * dim))
         self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, 1, bias=False)
         self.reduce_chan_level1 = nn.Conv2d(2 * dim, dim, 1, bias=False)
         self.output = nn.Conv2d(dim, 3, 3, padding=1, bias=False)
@@ -219,8 +264,8 @@ class Network(nn.Module):
         e2 = self.encoder_level2(self.down1_2(e1))
         e3 = self.encoder_level3(self.down2_3(e2))
         e1_down, e2_up, e3_up = _resized(e1, 0.5), _resized(e2, 2), _resized(e3, 2)
-        f1 = self.clff_level1(e1, e2_up, _resized(e3_up, 2))
-        f2 = self.clff_level2(e2, e1_down, e3_up)
+        f1 = self.clff_level1(e1, [e2_up, _resized(e3_up, 2)])
+        f2 = self.clff_level2(e2, [e1_down, e3_up])
         d3 = self.decoder_level3(e3)
         d2 = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(d3), f2], 1)))
         d1 = self.decoder_level1(self.reduce_chan_level1(torch.cat([self.up2_1(d2), f1], 1)))

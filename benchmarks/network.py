@@ -49,14 +49,26 @@ def stirred(module: nn.Module) -> nn.Module:
     return module
 
 
-def pair(dim: int, device: str, blocks: Sequence[int] = (3, 3, 6)) -> tuple[dict[str, nn.Module], str]:
+def pair(
+    dim: int,
+    device: str,
+    blocks: Sequence[int] = (3, 3, 6),
+    scanners: Sequence[Any] = ("intra", "inter"),
+    fusion: Any = "klff",
+) -> tuple[dict[str, nn.Module], str]:
     """Both networks with the same weights, and what the conventional one scans with."""
     name, mamba = conventional.mamba_of(device)
     torch.manual_seed(0)
-    ours = stirred(XYScanNet(dim, blocks=blocks, fusion_gate="tensor"))  # the gate that the other has
-    theirs = conventional.Network(dim, mamba, blocks)
-    theirs.load_state_dict(ours.state_dict())
+    ours = XYScanNet(dim, blocks=blocks, scanners=scanners, fusion=fusion, fusion_gate="tensor")  # the other's gate
+    theirs = conventional.Network(dim, mamba, blocks, scanners, fusion, plain_scan(device))
+    theirs.load_state_dict(stirred(ours).state_dict())
     return {"ours": ours.to(device).eval(), "conventional": theirs.to(device).eval()}, name
+
+
+def plain_scan(device: str) -> Callable[..., Tensor]:
+    """What stacked sequences are scanned with on a device: mamba-ssm, or the recurrence written with tensors."""
+    compiled = compiled_scan() if device == "cuda" else None
+    return partial(compiled, delta_softplus=True) if compiled else materialised
 
 
 def image(*shape: int, device: str) -> Tensor:
@@ -87,6 +99,18 @@ def check(pair: dict[str, nn.Module], *shape: int, device: str) -> float:
     if not worst[0] <= EXACT:
         raise SystemExit(f"{' and '.join(pair)} disagree: {worst[1]}, relative error {worst[0]:.1e}")
     return worst[0]
+
+
+@torch.inference_mode()
+def check_image(pair: dict[str, nn.Module], *shape: int, device: str) -> float:
+    """Stop unless two networks with equal weights restore the same image."""
+    x = image(*shape, device=device)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        ours, theirs = (network(x) - x for network in pair.values())
+    error = difference(ours, theirs)
+    if not error <= EXACT:
+        raise SystemExit(f"{' and '.join(pair)} restore other images: relative error {error:.1e}")
+    return error
 
 
 def precision(kind: str, device: str) -> AbstractContextManager[Any]:
@@ -193,8 +217,7 @@ def block_rows(sizes: Sizes, options: argparse.Namespace) -> list[Row]:
 
 def ss2d_rows(sizes: Sizes, options: argparse.Namespace) -> list[Row]:
     """SS2D against four stacked sequences."""
-    rows, compiled = [], compiled_scan() if options.device == "cuda" else None
-    scan = partial(compiled, delta_softplus=True) if compiled else materialised
+    rows, scan = [], plain_scan(options.device)
     for dim, expand, shape in SS2D_GPU if options.device == "cuda" else SS2D_CPU:
         ours, theirs = stirred(SS2D(dim, expand=expand)), conventional.StackedSS2D(dim, expand, scan)
         theirs.load_state_dict(ours.state_dict())
@@ -204,7 +227,9 @@ def ss2d_rows(sizes: Sizes, options: argparse.Namespace) -> list[Row]:
             row = compare(
                 modules, (shape[0], dim, *shape[1:]), kind, train, options.device, options.way, options.rounds
             )
-            peer = "four stacked sequences, " + ("mamba-ssm's scan" if compiled else "plain scan in PyTorch")
+            peer = "four stacked sequences, " + (
+                "plain scan in PyTorch" if scan is materialised else "mamba-ssm's scan"
+            )
             what = f"SS2D, inner width {int(expand * dim)}"
             rows.append(show({"part": "ss2d", "what": what, "peer": peer, "error": error, **row}))
     return rows

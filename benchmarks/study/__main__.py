@@ -11,7 +11,7 @@ import torch
 from benchmarks import study
 from benchmarks.lpips_alex import Alex, find
 from benchmarks.measure import machine
-from benchmarks.study.measure import costs, measure_runs
+from benchmarks.study.measure import costs, costs_beside, measure_runs
 from benchmarks.study.tables import render
 from benchmarks.study.train import train_all
 from benchmarks.study.variants import ITERATIONS, VARIANTS, WIDE, Budget
@@ -78,7 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         h, w = map(int, options.size.split("x"))
         for variant in found:
             found[variant]["costs"] = costs(variant, options.device, budget, (h, w))
-            found[variant]["costs_dim48"] = costs(variant, options.device, WIDE, (h, w))
+            found[variant]["costs_dim48"] = costs_beside(variant, options.device, WIDE, (h, w))
+            print(f"{variant}: costs measured", flush=True)
     result = {
         "about": machine(options.device),
         "iterations": options.iterations,

@@ -11,6 +11,7 @@ from torch import Tensor
 import slicescan
 from benchmarks.lpips_alex import Alex
 from benchmarks.measure import memory, times
+from benchmarks.network import check_image, image, pair, prepared
 from benchmarks.quality import restorer
 from benchmarks.study.train import ended, folder
 from benchmarks.study.variants import MODEL, VARIANTS, Budget, recipe
@@ -75,6 +76,33 @@ def costs(variant: str, device: str, budget: Budget, size: tuple[int, int]) -> d
 
     spent = times({"train_ms": step, "infer_ms": infer}, device, rounds=3)
     return {**spent, "train_bytes": memory(step, device), "infer_bytes": memory(infer, device)}
+
+
+def costs_beside(variant: str, device: str, budget: Budget, size: tuple[int, int]) -> dict[str, Any]:
+    """Milliseconds and bytes of forward and backward passes and of one image: our network and the conventional one.
+
+    Both have the same weights, and must agree before they are timed.
+    """
+    arguments = budget.arguments(variant)
+    amp = recipe(variant, 0, budget).amp if device == "cuda" else "none"
+    batch = budget.batch or recipe(variant, 0, budget).data.batch
+    modules, peer = pair(
+        arguments.get("dim", 24),
+        device,
+        scanners=arguments.get("scanners", ("intra", "inter")),
+        fusion=arguments.get("fusion", "klff"),
+    )
+    found: dict[str, Any] = {"peer": peer, "error": check_image(modules, 1, 3, 32, 48, device=device)}
+    kind = "bf16" if amp == "bf16" else "fp32"
+    for name, module in modules.items():
+        found[name] = {}
+        for key, shape in (("train", (batch, 3, budget.patch, budget.patch)), ("infer", (1, 3, *size))):
+            run, _ = prepared(module, name, "eager", image(*shape, device=device), kind, key == "train")
+            weights = sum(p.nbytes for p in module.parameters())
+            found[name][f"{key}_ms"] = times({key: run}, device, rounds=3)[key]
+            found[name][f"{key}_bytes"] = memory(run, device) + weights
+            del run
+    return found
 
 
 def _log(run: Path) -> dict[str, Any]:

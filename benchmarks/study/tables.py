@@ -65,6 +65,23 @@ def table(result: Mapping[str, Any], names: Sequence[str], keys: Sequence[str]) 
     return "\n".join(rows)
 
 
+def costs_table(result: Mapping[str, Any]) -> str:
+    """Markdown: what each variant costs at the width of the paper, with our kernels and composed conventionally."""
+    rows = [
+        "| variant | " + " | ".join(TITLES[key][0] for key in COSTS) + " |",
+        "|---|" + "--:|" * len(COSTS),
+    ]
+    for name, variant in result["variants"].items():
+        if "ours" not in (both := variant.get("costs_dim48", {})):
+            continue
+        cells = []
+        for key in COSTS:
+            ours, theirs = (both[way][key] / (GIB if key.endswith("bytes") else 1) for way in ("ours", "conventional"))
+            cells.append(f"{TITLES[key][1].format(ours)} / {TITLES[key][1].format(theirs)} ({theirs / ours:.1f} ×)")
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
 def agreement(result: Mapping[str, Any]) -> list[str]:
     """For every pair of variants and figure that both have: whether the order is the paper's, or within the spread."""
     lines = []
@@ -100,4 +117,6 @@ def render(result: Mapping[str, Any]) -> str:
         table(result, FUSIONS, ("psnr", "lpips", "niqe")),
         "\n".join(f"- {line}" for line in agreement(result)),
     ]
+    if wide := costs_table(result):
+        parts += ["Width 48: ours / the conventional composition, forward and backward of 4×256×256, one image", wide]
     return "\n\n".join(parts)

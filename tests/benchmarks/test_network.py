@@ -38,6 +38,16 @@ def test_the_conventional_composition_is_the_same_network(size):
     assert network.difference(modules["ours"](x) - x, modules["conventional"](x) - x) < 1e-12
 
 
+@pytest.mark.parametrize(
+    ("scanners", "fusion"), [(("inter", "inter"), "klff"), (("ss2d", "ss2d"), "skip"), (("intra", "intra"), "aff")]
+)
+def test_the_conventional_variants_are_the_same_networks(scanners, fusion):
+    modules, _ = network.pair(4, "cpu", (1, 1, 1), scanners, fusion)
+    modules = {key: module.double() for key, module in modules.items()}
+    x = network.image(1, 3, 8, 12, device="cpu").double()
+    assert network.difference(modules["ours"](x) - x, modules["conventional"](x) - x) < 1e-12
+
+
 def test_four_stacked_sequences_are_the_four_path_scan():
     ours, theirs = SS2D(8, expand=1.5), conventional.StackedSS2D(8, 1.5, materialised)
     theirs.load_state_dict(network.stirred(ours).state_dict())

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.study.__main__ import main
-from benchmarks.study.measure import costs
-from benchmarks.study.tables import agreement, table
+from benchmarks.study.measure import costs, costs_beside
+from benchmarks.study.tables import agreement, costs_table, table
 from benchmarks.study.train import ended, folder
 from benchmarks.study.variants import VARIANTS, Budget, recipe
 
@@ -103,3 +103,11 @@ def test_the_order_is_the_papers_or_reversed_or_within_the_spread():
 def test_a_table_shows_the_spread_of_the_seeds_and_a_dash_for_what_is_missing():
     text = table({"variants": {"inter": variant(30.0, 30.2)}}, ["inter", "intra"], ["psnr", "lpips"])
     assert text.splitlines()[2:] == ["| inter | 10 | 30.10 dB ± 0.1 | – |"]
+
+
+def test_costs_stand_beside_those_of_the_conventional_composition():
+    found = costs_beside("inter", "cpu", Budget(batch=1, dim=4, patch=8), (8, 12))
+    assert found["error"] < 1e-4 and found["peer"] == "plain scan in PyTorch"
+    assert all(found[way]["train_ms"] > 0 < found[way]["infer_bytes"] for way in ("ours", "conventional"))
+    lines = costs_table({"variants": {"inter": {"costs_dim48": found}, "intra": {}}}).splitlines()
+    assert len(lines) == 3 and lines[2].startswith("| inter | ") and lines[2].count("×") == 4
