@@ -166,12 +166,27 @@ class Run:
         self.good_steps.copy_(torch.where(finite & ~many, self.good_steps + 1, 0.0))
 
     def captured(self) -> Callable[[Tensor, Tensor, float], None]:
-        """:meth:`update` of a process alone as a CUDA graph: thousands of small kernels start as one."""
-        data = self.recipe.data
-        shape = (data.batch, 3, data.patch, data.patch)
+        """:meth:`update` of a process alone as a CUDA graph: thousands of small kernels start as one.
+
+        When the patches change their size, a graph of the new size takes the place of the old one.
+        """
+        graphs: dict[tuple[int, ...], Callable[[Tensor, Tensor], None]] = {}
+
+        def update(blurred: Tensor, sharp: Tensor, _: float) -> None:
+            if (shape := tuple(blurred.shape)) not in graphs:
+                graphs.clear()
+                graphs[shape] = self._capture(shape)
+            self._begin()
+            graphs[shape](blurred, sharp)
+
+        return update
+
+    def _capture(self, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], None]:
+        """A graph of one step on batches of a shape; nothing is changed by making it."""
         blurred = torch.rand(shape, device=self.device).contiguous(memory_format=torch.channels_last)
         sharp = torch.rand(shape, device=self.device)
-        kept = [tensor.clone() for tensor in self.state()]
+        changing = [*self.state(), self.sums, self.steps_summed]
+        kept = [tensor.clone() for tensor in changing]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -182,12 +197,10 @@ class Run:
         with torch.cuda.graph(graph):
             self._update(blurred, sharp)
         with torch.no_grad():
-            for tensor, value in zip(self.state(), kept, strict=True):
+            for tensor, value in zip(changing, kept, strict=True):
                 tensor.copy_(value)
-            self.sums.zero_(), self.steps_summed.zero_()
 
-        def replay(next_blurred: Tensor, next_sharp: Tensor, _: float) -> None:
-            self._begin()
+        def replay(next_blurred: Tensor, next_sharp: Tensor) -> None:
             blurred.copy_(next_blurred)
             sharp.copy_(next_sharp)
             graph.replay()
