@@ -96,9 +96,9 @@ def test_tensors_of_the_cpu_are_refused():
 @pytest.fixture
 def pretend_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    cuda._lacking.cache_clear()
+    driver.lacking.cache_clear()
     yield lambda call: type("Call", (), {"u": PretendCuda(call.u), "A": call.A})()
-    cuda._lacking.cache_clear()
+    driver.lacking.cache_clear()
 
 
 class PretendCuda:
@@ -114,11 +114,11 @@ def test_refusals_name_the_remedy(pretend_cuda, monkeypatch):
     assert "float64; use backend='torch'" in cuda.why_not(pretend_cuda(call_of((1, 2, 3, 4), dtype=torch.float64)))
     assert "at most 64 states a channel, got 65" in cuda.why_not(pretend_cuda(call_of((1, 2, 3, 4), n=65)))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    cuda._lacking.cache_clear()
+    driver.lacking.cache_clear()
     assert "compute capability 8.0" in cuda.why_not(good)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     nvrtc._library.cache_clear()
     monkeypatch.setattr(nvrtc, "_candidates", lambda: ["libnothing.so"])
-    cuda._lacking.cache_clear()
+    driver.lacking.cache_clear()
     assert "pip install nvidia-cuda-nvrtc" in cuda.why_not(good)
     nvrtc._library.cache_clear()

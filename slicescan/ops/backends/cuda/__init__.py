@@ -4,13 +4,12 @@ Long sequences that are too few to fill the device are cut into chunks: a first 
 state, a second chains the chunks, and then all of them run side by side as sequences do.
 """
 
-import functools
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from slicescan.ops.backends.cuda import conv, driver, nvrtc
+from slicescan.ops.backends.cuda import conv, driver
 from slicescan.ops.backends.cuda.plan import (
     KINDS,
     TILE_STEPS,
@@ -40,16 +39,7 @@ def why_not(call: ScanCall) -> str | None:
         return f"computes in float32, so it takes no {str(call.u.dtype).removeprefix('torch.')}; use backend='torch'"
     if call.A.shape[1] > MAX_STATES:
         return f"holds at most {MAX_STATES} states a channel, got {call.A.shape[1]}; use backend='triton'"
-    return _lacking(device)
-
-
-@functools.cache
-def _lacking(device: torch.device) -> str | None:
-    if torch.version.hip:
-        return "needs an NVIDIA device; on AMD devices use backend='triton'"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "needs compute capability 8.0 or newer; use backend='triton'"
-    return nvrtc.missing()
+    return driver.lacking(device)
 
 
 def saved_spec(call: ScanCall) -> tuple[tuple[int], torch.dtype]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from slicescan.ops.backends.cuda import driver, nvrtc
+from slicescan.ops.backends.cuda import driver
+from slicescan.ops.backends.cuda.eager import direct
 from slicescan.ops.backends.cuda.plan import KINDS, copy_bytes, place_of, reach
 
 MAX_TAPS = 8
@@ -25,20 +26,14 @@ def why_not(x: Tensor, weight: Tensor) -> str | None:
         return f"computes in float32, so it takes no {str(x.dtype).removeprefix('torch.')}"
     if weight.shape[1] > MAX_TAPS:
         return f"holds at most {MAX_TAPS} taps, got {weight.shape[1]}"
-    if torch.cuda.get_device_capability(x.device) < (8, 0):
-        return "needs compute capability 8.0 or newer"
-    return nvrtc.missing()
+    return driver.lacking(x.device)
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, axis: str, silu: bool) -> Tensor:
     """Convolve ``x`` (b, h, w, d) with ``weight`` (d, k), differentiably: a map like ``x``."""
     if torch.is_autocast_enabled("cuda"):
         x = x.to(torch.get_autocast_dtype("cuda"))
-    given = [t for t in (x, weight, bias) if t is not None]
-    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    if recorded or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return _convolve(x, weight, bias, axis, silu)
-    return forward(x, weight, bias, axis, silu)
+    return _directly(x, weight, bias, axis, silu)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, axis: str, silu: bool) -> Tensor:
@@ -156,6 +151,7 @@ def _gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _convolve.register_autograd(_gradients, setup_context=_setup)
+_directly = direct(_convolve, _convolve_backward, forward, backward, tensors=3)
 
 
 @register_flop_formula(torch.ops.slicescan.cuda_conv)

@@ -28,6 +28,16 @@ Macros = tuple[tuple[str, int], ...]
 
 
 @functools.cache
+def lacking(device: torch.device) -> str | None:
+    """Why no kernel runs on a CUDA device, or None."""
+    if torch.version.hip:
+        return "needs an NVIDIA device; on AMD devices use backend='triton'"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "needs compute capability 8.0 or newer; use backend='triton'"
+    return nvrtc.missing()
+
+
+@functools.cache
 def source(file: str) -> str:
     """CUDA C++ of one kernel file with what it builds on."""
     folder = pathlib.Path(__file__).parent

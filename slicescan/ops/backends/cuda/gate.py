@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from slicescan.ops.backends.cuda import driver, nvrtc
+from slicescan.ops.backends.cuda import driver
+from slicescan.ops.backends.cuda.eager import direct
 from slicescan.ops.backends.cuda.plan import KINDS, copy_bytes, place_of, reach
 
 ACTIVATIONS = {"linear": 0, "silu": 1, "gelu": 2}
@@ -23,9 +24,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
         return "needs tensors of an NVIDIA device"
     if dtype not in KINDS:
         return f"computes in float32, so it takes no {str(dtype).removeprefix('torch.')}"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "needs compute capability 8.0 or newer"
-    return nvrtc.missing()
+    return driver.lacking(device)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
@@ -36,11 +35,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | N
     """
     if torch.is_autocast_enabled("cuda"):
         x = x.to(torch.get_autocast_dtype("cuda"))
-    given = [t for t in (x, weight, bias) if t is not None]
-    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    if recorded or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return _convolve(x, weight, bias, activation or "")
-    return forward(x, weight, bias, activation or "")
+    return _directly(x, weight, bias, activation or "")
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
@@ -156,6 +151,7 @@ def _gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _convolve.register_autograd(_gradients, setup_context=_setup)
+_directly = direct(_convolve, _convolve_backward, forward, backward, tensors=3)
 
 
 @register_flop_formula(torch.ops.slicescan.cuda_gate)
