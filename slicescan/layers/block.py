@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from slicescan.layers.feedforward import GatedDconvFFN
-from slicescan.layers.norm import LayerNorm2d, with_body
+from slicescan.layers.norm import LayerNorm2d, add_and_norm, with_body
 from slicescan.layers.vssm import InterVSSM, IntraVSSM
 
 Layer = Callable[[int], nn.Module]
@@ -41,8 +41,8 @@ class FeedForwardBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine ``(b, dim, h, w)``."""
-        x = x + self.ffn1(self.norm1_ffn(x))
-        return x + self.ffn2(self.norm2_ffn(x))
+        x, normed = add_and_norm(x, self.ffn1(self.norm1_ffn(x)), self.norm2_ffn)
+        return x + self.ffn2(normed)
 
     def branches(self) -> list[Branch]:
         """Norm and layer of every residual, in order: what streaming runs one by one."""
@@ -91,10 +91,10 @@ class ScanBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine ``(b, dim, h, w)``."""
-        x = x + self.intra(self.norm1_ssm(x))
-        x = x + self.ffn1(self.norm1_ffn(x))
-        x = x + self.inter(self.norm2_ssm(x))
-        return x + self.ffn2(self.norm2_ffn(x))
+        x, normed = add_and_norm(x, self.intra(self.norm1_ssm(x)), self.norm1_ffn)
+        x, normed = add_and_norm(x, self.ffn1(normed), self.norm2_ssm)
+        x, normed = add_and_norm(x, self.inter(normed), self.norm2_ffn)
+        return x + self.ffn2(normed)
 
     def branches(self) -> list[Branch]:
         """Norm and layer of every residual, in order: what streaming runs one by one."""

@@ -3,10 +3,11 @@
 from collections import OrderedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
-from slicescan.layers.memory_order import as_image, as_map, ordered_like
+from slicescan.layers.memory_order import ordered_like
+from slicescan.ops import add_layer_norm, layer_norm
 
 
 class LayerNorm2d(nn.Module):
@@ -38,15 +39,7 @@ class LayerNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(b, dim, h, w)``."""
-        if _halved_by_autocast(x):
-            with torch.autocast(x.device.type, enabled=False):
-                y = self._normalised(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
-        else:
-            y = self._normalised(x, self.weight, self.bias)
-        return ordered_like(y, x)
-
-    def _normalised(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return as_image(F.layer_norm(as_map(x), (self.dim,), weight, bias, self.eps))
+        return ordered_like(layer_norm(x, self.weight, self.bias, eps=self.eps), x)
 
     def extra_repr(self) -> str:
         """Sizes, for ``repr``."""
@@ -90,15 +83,6 @@ class BiasFreeNorm2d(nn.Module):
         return f"{self.dim}, eps={self.eps}"
 
 
-def _halved_by_autocast(x: Tensor) -> bool:
-    """Whether a map came out of autocast, which would have its norm in float32: three passes over it instead of one.
-
-    Mean and variance are float32 inside either way.
-    """
-    kind = x.device.type
-    return not x.is_meta and torch.is_autocast_enabled(kind) and x.dtype == torch.get_autocast_dtype(kind)
-
-
 def with_body(norm: nn.Module) -> nn.Sequential:
     """``norm`` under the name that published restoration networks give it: ``norm1.body.weight``.
 
@@ -113,3 +97,33 @@ def with_body(norm: nn.Module) -> nn.Sequential:
         ['body.weight', 'body.bias']
     """
     return nn.Sequential(OrderedDict(body=norm))
+
+
+def add_and_norm(x: Tensor, branch: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """``s = x + branch`` and ``norm(s)``, in one kernel where the device has it.
+
+    A norm whose call does more than its ``forward``, for a hook looks at it, is called.
+
+    Args:
+        x: ``(b, c, h, w)``.
+        branch: Like ``x``.
+        norm: What :func:`with_body` made of a norm; only :class:`LayerNorm2d` becomes one with the sum.
+
+    Example:
+        >>> x = torch.rand(1, 4, 2, 3)
+        >>> s, y = add_and_norm(x, x, norm := with_body(LayerNorm2d(4)))
+        >>> torch.equal(s, 2 * x), torch.equal(y, norm(s))
+        (True, True)
+    """
+    body = getattr(norm, "body", None)
+    if type(norm) is nn.Sequential and type(body) is LayerNorm2d and not (_watched(norm) or _watched(body)):
+        s, y = add_layer_norm(x, branch, body.weight, body.bias, eps=body.eps)
+        return s, ordered_like(y, s)
+    s = x + branch
+    return s, norm(s)
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether a call of a module is more than the ``forward`` of its class."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in module.__dict__ or bool(_has_any_global_hook())

@@ -54,7 +54,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gat
         raise ValueError(f"depthwise_conv: gate must be one of {', '.join(ACTIVATIONS)} or None, got {gate!r}")
     if gate is not None and x.shape[1] % 2:
         raise ValueError(f"depthwise_conv: a gate needs an even number of channels, got {tuple(x.shape)}")
-    if weight.shape[2] == 3 and dispatch.has_fast_gate(x.device, x.dtype) and _ordinary(x):
+    if weight.shape[2] == 3 and dispatch.has_fast_gate(x.device, x.dtype) and ordinary(x):
         return dispatch.fast_gate(x, weight, bias, gate)
     y = F.conv2d(x, weight, bias, padding=weight.shape[2] // 2, groups=x.shape[1])
     if gate is None:
@@ -63,8 +63,8 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gat
     return ACTIVATIONS[gate](a) * b
 
 
-def _ordinary(x: Tensor) -> bool:
-    """Whether a call may become one operator: not for files, counters and transforms, which know convolutions only."""
+def ordinary(x: Tensor) -> bool:
+    """Whether a call may become one operator: not for files, counters and transforms, which know PyTorch's only."""
     if not x.is_contiguous(memory_format=torch.channels_last):
         return False
     if torch.compiler.is_compiling():

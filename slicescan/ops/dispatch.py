@@ -172,6 +172,21 @@ def fast_gate(x: Tensor, weight: Tensor, bias: Tensor | None, gate: str | None) 
     return backend.convolve(x, weight, bias, gate)
 
 
+def has_fast_norm(device: torch.device, dtype: torch.dtype, weights: torch.dtype, channels: int) -> bool:
+    """Whether the ``cuda`` backend runs a layer norm over channels; a constant for compilation."""
+    if device.type != "cuda" or requested(None) not in (None, "cuda"):
+        return False
+    return load("cuda.norm").why_not(device, dtype, weights, channels) is None
+
+
+has_fast_norm._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def fast_norm(x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The layer norm of the ``cuda`` backend, behind the sum if there is a branch."""
+    return load("cuda.norm").norm(x, branch, weight, bias, eps)
+
+
 def fast_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, axis: str, silu: bool) -> Tensor:
     """The causal convolution of the ``cuda`` backend."""
     from slicescan.ops.backends.cuda import conv

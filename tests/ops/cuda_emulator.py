@@ -23,6 +23,7 @@ _KERNELS = {
     "conv": [("conv_forward", "Args"), ("conv_backward", "Args")],
     "gate_forward": [("gate_forward", "Args")],
     "gate_gradient": [("gate_gradient", "Args")],
+    "norm": [("norm_forward", "Args"), ("norm_backward", "Args")],
     "reduce": [("scan_finish", "Args"), ("scan_chain", "ChainArgs")],
 }
 

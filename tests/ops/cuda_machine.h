@@ -32,6 +32,7 @@ static u32 __float_as_uint(float x) { u32 y; memcpy(&y, &x, 4); return y; }
 static float ex2(float x) { return exp2f(x); }
 static float lg2(float x) { return log2f(x); }
 static float rcp(float x) { return 1.f / x; }
+static float rsqrtf(float x) { return 1.f / sqrtf(x); }
 static float tanh_fast(float x) { return tanhf(x); }
 static float low(u32 x) { return __uint_as_float(x << 16); }
 static float high(u32 x) { return __uint_as_float(x & 0xffff0000u); }

@@ -19,6 +19,7 @@ _SOURCES = {
     "conv": ("machine.cuh", "maps.cuh", "conv.cu"),
     "gate_forward": ("machine.cuh", "maps.cuh", "gate.cuh", "gate_forward.cu"),
     "gate_gradient": ("machine.cuh", "maps.cuh", "gate.cuh", "gate_gradient.cu"),
+    "norm": ("machine.cuh", "norm.cu"),
     "reduce": ("machine.cuh", "maps.cuh", "scan.cuh", "reduce.cu"),
 }
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
