@@ -220,7 +220,7 @@ class Recipe:
             over a batch, it takes over a piece.
         amp: Precision of the forward pass; weights, loss and gradients stay float32. With ``fp16`` the loss is scaled,
             by a factor that falls with every skipped step and grows slowly.
-        cuda_graph: Capture a step once and replay it, on a GPU, if one process trains.
+        cuda_graph: Capture a step once and replay it, on a GPU; of several processes if their shares are equal.
         deterministic: Choose algorithms whose results do not change from run to run.
         log_every: Steps between lines of the log.
         validate_every: Steps between measurements.
@@ -247,8 +247,8 @@ class Recipe:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        if self.cuda_graph and (self.data.progressive or self.data.short_last):
-            raise ValueError("cuda_graph needs batches of one size, without data.progressive and data.short_last")
+        if self.cuda_graph and self.data.short_last:
+            raise ValueError("cuda_graph needs batches of one size, without data.short_last")
         if not 1 <= self.accumulate <= self.data.batch:
             raise ValueError(f"accumulate: expected 1 to data.batch = {self.data.batch}, got {self.accumulate}")
 

@@ -109,6 +109,12 @@ class Processes:
         """Mean over the processes."""
         return tensor if self.accelerator is None else self.accelerator.reduce(tensor, "mean")
 
+    def average(self, tensor: Tensor) -> None:
+        """Fill a tensor with its mean over the processes."""
+        if self.accelerator is not None:
+            torch.distributed.all_reduce(tensor)
+            tensor.div_(self.part[1])
+
     def any(self, truth: bool) -> bool:
         """Whether it is true of a process."""
         if self.accelerator is None:

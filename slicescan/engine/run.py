@@ -38,8 +38,8 @@ class Run:
         model = create_model(recipe.model.name, **start, **recipe.model.arguments)
         self.contrast, self.missing = _contrast(recipe.loss, device)
         self.model = model.to(device).to(memory_format=torch.channels_last).train()
-        network = _Outputs(self.model, recipe.loss.every_output)
-        self.network = self.processes.parallel(network)
+        self.own_network = _Outputs(self.model, recipe.loss.every_output)
+        self.network = self.processes.parallel(self.own_network)
         self.parameters = list(self.model.parameters())
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         section = recipe.optimizer
@@ -89,10 +89,10 @@ class Run:
             with torch.cuda.device(self.device):
                 torch.cuda.manual_seed(seed)
 
-    def _loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+    def _loss(self, network: nn.Module, blurred: Tensor, sharp: Tensor) -> Tensor:
         section, amp = self.recipe.loss, self.recipe.amp
         with torch.autocast(self.device.type, PRECISIONS[amp], enabled=amp != "none"):
-            outputs = self.network(blurred)
+            outputs = network(blurred)
         outputs = [output.to(sharp.dtype) for output in outputs]
         if section.every_output:
             return total_of_scales(outputs, sharp, section)
@@ -100,31 +100,43 @@ class Run:
 
     def _gradients(self, blurred: Tensor, sharp: Tensor, weight: float = 1.0) -> tuple[Tensor, list[Tensor]]:
         """Loss of a batch, and its gradients, piece by piece; of several processes the mean of their gradients."""
-        pieces = list(zip(*(image.chunk(self.recipe.accumulate) for image in (blurred, sharp)), strict=True))
+        if self.processes.alone:
+            return self._own_gradients(blurred, sharp, weight)
+        pieces = self._pieces(blurred, sharp)
         loss = torch.zeros((), device=self.device)
-        gradients: list[Tensor] = []
         for parameter in self.parameters:
             parameter.grad = None
         for number, (one, other) in enumerate(pieces, 1):
-            with nullcontext() if self.processes.alone or number == len(pieces) else self.processes.quiet(self.network):
-                part = self._loss(one, other) * (len(one) / len(blurred) * weight)
+            with nullcontext() if number == len(pieces) else self.processes.quiet(self.network):
+                part = self._loss(self.network, one, other) * (len(one) / len(blurred) * weight)
                 loss = loss + part.detach()
-                if self.recipe.amp == "fp16":
-                    part = part * self.scale
-                if (
-                    not self.processes.alone
-                ):  # this way the processes exchange gradients while others are still computed
-                    part.backward()
-                    continue
-            found = list(torch.autograd.grad(part, self.parameters))
+                self._scaled(part).backward()  # the processes exchange gradients while others are still computed
+        return loss, self._unscaled([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+
+    def _own_gradients(self, blurred: Tensor, sharp: Tensor, weight: float = 1.0) -> tuple[Tensor, list[Tensor]]:
+        """Loss of this process's share of a batch, and its gradients, piece by piece."""
+        loss = torch.zeros((), device=self.device)
+        gradients: list[Tensor] = []
+        for one, other in self._pieces(blurred, sharp):
+            part = self._loss(self.own_network, one, other) * (len(one) / len(blurred) * weight)
+            loss = loss + part.detach()
+            found = list(torch.autograd.grad(self._scaled(part), self.parameters))
             if gradients:
                 torch._foreach_add_(gradients, found)
             else:
                 gradients = found
-        gradients = gradients or [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        return loss, self._unscaled(gradients)
+
+    def _pieces(self, blurred: Tensor, sharp: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(*(image.chunk(self.recipe.accumulate) for image in (blurred, sharp)), strict=True))
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss * self.scale if self.recipe.amp == "fp16" else loss
+
+    def _unscaled(self, gradients: list[Tensor]) -> list[Tensor]:
         if self.recipe.amp == "fp16":
             torch._foreach_mul_(gradients, 1 / self.scale)
-        return loss, gradients
+        return gradients
 
     def _settle(self) -> None:
         """Let DDP see one backward pass: it then groups the gradients anew.
@@ -139,8 +151,11 @@ class Run:
                 self._gradients(blank, blank)
 
     def _update(self, blurred: Tensor, sharp: Tensor, weight: float = 1.0) -> None:
+        self._apply(*self._gradients(blurred, sharp, weight))
+
+    def _apply(self, loss: Tensor, gradients: list[Tensor]) -> None:
+        """One step of the optimiser and of the average."""
         section = self.recipe.optimizer
-        loss, gradients = self._gradients(blurred, sharp, weight)
         norm = torch.nn.utils.get_total_norm(gradients)
         finite = torch.isfinite(norm)
         factor = (section.clip / norm.clamp(min=1e-12)).clamp(max=1) if section.clip else torch.ones_like(norm)
@@ -166,36 +181,41 @@ class Run:
         self.good_steps.copy_(torch.where(finite & ~many, self.good_steps + 1, 0.0))
 
     def captured(self) -> Callable[[Tensor, Tensor, float], None]:
-        """:meth:`update` of a process alone as a CUDA graph: thousands of small kernels start as one.
+        """:meth:`update` by CUDA graphs: thousands of small kernels start as one.
 
-        When the patches change their size, a graph of the new size takes the place of the old one.
+        Several processes must have equal shares of every batch. When the patches change their size, graphs of the new
+        size take the place of the old ones.
         """
-        graphs: dict[tuple[int, ...], Callable[[Tensor, Tensor], None]] = {}
+        steps: dict[tuple[int, ...], Callable[[Tensor, Tensor], None]] = {}
 
         def update(blurred: Tensor, sharp: Tensor, _: float) -> None:
-            if (shape := tuple(blurred.shape)) not in graphs:
-                graphs.clear()
-                graphs[shape] = self._capture(shape)
+            if (shape := tuple(blurred.shape)) not in steps:
+                steps.clear()
+                steps[shape] = self._capture(shape)
             self._begin()
-            graphs[shape](blurred, sharp)
+            steps[shape](blurred, sharp)
 
         return update
 
     def _capture(self, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], None]:
-        """A graph of one step on batches of a shape; nothing is changed by making it."""
+        """Graphs of one step on batches of a shape; nothing is changed by making them."""
         blurred = torch.rand(shape, device=self.device).contiguous(memory_format=torch.channels_last)
         sharp = torch.rand(shape, device=self.device)
         changing = [*self.state(), self.sums, self.steps_summed]
         kept = [tensor.clone() for tensor in changing]
+        parts, meet = self.parts(blurred, sharp)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
-                self._update(blurred, sharp)
+                for part in parts:
+                    part()
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._update(blurred, sharp)
+        graphs = []
+        for part in parts:
+            graphs.append(torch.cuda.CUDAGraph())
+            with torch.cuda.graph(graphs[-1], capture_error_mode="thread_local"):  # other processes are waited for
+                part()
         with torch.no_grad():
             for tensor, value in zip(changing, kept, strict=True):
                 tensor.copy_(value)
@@ -203,9 +223,30 @@ class Run:
         def replay(next_blurred: Tensor, next_sharp: Tensor) -> None:
             blurred.copy_(next_blurred)
             sharp.copy_(next_sharp)
-            graph.replay()
+            graphs[0].replay()
+            for graph in graphs[1:]:
+                meet()
+                graph.replay()
 
         return replay
+
+    def parts(self, blurred: Tensor, sharp: Tensor) -> tuple[list[Callable[[], None]], Callable[[], None]]:
+        """One step on a batch in parts that need no other process, and what the processes do between them."""
+        if self.processes.alone:
+            return [lambda: self._update(blurred, sharp)], lambda: None
+        flat = torch.zeros(1 + sum(p.numel() for p in self.parameters), device=self.device)
+
+        def gradients() -> None:
+            loss, found = self._own_gradients(blurred, sharp)
+            flat.copy_(torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in found)]))
+
+        def apply() -> None:
+            loss, *found = flat.split([1, *(p.numel() for p in self.parameters)])
+            ordered = [torch.empty_like(p) for p in self.parameters]  # the optimiser reads memory in their order
+            torch._foreach_copy_(ordered, [g.view_as(p) for g, p in zip(found, self.parameters, strict=True)])
+            self._apply(loss[0].clone(), ordered)
+
+        return [gradients, apply], lambda: self.processes.average(flat)
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine to ``final_rate``."""

@@ -117,7 +117,9 @@ def _go_on(
 ) -> Path:
     """The steps of a run that are left; returns the file with the averaged weights."""
     recipe, processes = run.recipe, run.processes
-    captured = recipe.cuda_graph and run.device.type == "cuda" and processes.alone
+    batches = [recipe.data.batch, *(stage.batch for stage in recipe.data.progressive)]
+    equal = all(batch % processes.part[1] == 0 for batch in batches)
+    captured = recipe.cuda_graph and run.device.type == "cuda" and equal
     step_once = run.captured() if captured else run.update
     progress, seconds_before = Progress(run.step, recipe.iterations, on=processes.first), time.monotonic()
     for what, why in {"the contrastive loss": run.missing, "TensorBoard": log.missing}.items():

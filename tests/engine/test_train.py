@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,6 +169,21 @@ def test_a_step_without_finite_gradients_changes_no_weight_and_is_counted(bad):
     assert (found.pop("skipped"), expected.pop("skipped")) == (1, 0)
     assert found == expected
     assert disturbed.report()["skipped"] == 0
+
+
+def test_a_step_in_parts_between_which_processes_meet_is_the_step():
+    whole, apart = Run(RECIPE, CPU), Run(RECIPE, CPU)
+    met = []
+    for seed in range(3):
+        blurred, sharp = batch(seed)
+        whole.update(blurred, sharp)
+        apart.processes = SimpleNamespace(alone=False, part=(0, 2), average=met.append)
+        (gradients, apply), meet = apart.parts(blurred.to(memory_format=torch.channels_last), sharp)
+        apart._begin()
+        gradients(), meet(), apply()
+    assert len(met) == 3 and met[0].numel() == 1 + sum(p.numel() for p in whole.parameters)
+    for one, other in zip(apart.state(), whole.state(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_a_window_of_skipped_steps_has_no_loss():

@@ -237,7 +237,7 @@ def test_every_output_of_a_network_may_be_compared():
     run = Run(replace(RECIPE, loss=LossSection(every_output=True)), CPU)
     blurred, sharp = batch()
     outputs = run.model.forward_outputs(blurred)["outputs"]
-    torch.testing.assert_close(run._loss(blurred, sharp), total_of_scales(outputs, sharp, run.recipe.loss))
+    torch.testing.assert_close(run._loss(run.network, blurred, sharp), total_of_scales(outputs, sharp, run.recipe.loss))
 
 
 def test_layers_that_draw_depend_on_the_step_alone():
@@ -270,7 +270,7 @@ def test_the_contrastive_loss_is_added_and_runs_stay_exact(gopro, tmp_path):
     run, (blurred, sharp) = Run(recipe, CPU), batch()
     restored = run.model(blurred)
     expected = total(restored, sharp, LossSection()) + 0.5 * run.contrast(restored, sharp, blurred)
-    torch.testing.assert_close(run._loss(blurred, sharp), expected)
+    torch.testing.assert_close(run._loss(run.network, blurred, sharp), expected)
     train(recipe, out=tmp_path / "whole", pairs=gopro, device="cpu")
     for _ in range(2):
         train(recipe, out=tmp_path / "stopped", pairs=gopro, device="cpu", max_seconds=0)
