@@ -86,19 +86,22 @@ def _fast(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
         return False
     if bias.dtype != weight.dtype or weight.device != x.device or bias.device != x.device:
         return False
-    if not torch.compiler.is_compiling() and any([type(t) not in _PLAIN for t in (x, weight, bias)]):
+    if not (_plain(x) and _plain(weight) and _plain(bias) and weight.is_contiguous() and bias.is_contiguous()):
         return False
     return x.dtype == torch.float32 or _halved_by_autocast(x) or not torch.is_autocast_enabled(x.device.type)
 
 
-_PLAIN = (Tensor, nn.Parameter)
+def _plain(x: Tensor) -> bool:
+    return type(x) in (Tensor, nn.Parameter) or torch.compiler.is_compiling()
 
 
 def _alike(x: Tensor, branch: Tensor) -> bool:
     return (
-        (branch.shape, branch.dtype, branch.device) == (x.shape, x.dtype, x.device)
+        branch.shape == x.shape
+        and branch.dtype == x.dtype
+        and branch.device == x.device
         and branch.is_contiguous(memory_format=torch.channels_last)
-        and (torch.compiler.is_compiling() or type(branch) in _PLAIN)
+        and _plain(branch)
     )
 
 

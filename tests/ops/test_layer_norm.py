@@ -117,6 +117,13 @@ def test_maps_that_differ_in_dtype_or_order_are_added_plainly(emulated):
         weight, bias = weight.double(), bias.double()
 
 
+def test_weights_that_do_not_lie_side_by_side_are_read_as_they_lie(emulated):
+    weight, bias = weights(8)
+    x = image(1, 4, 2, 3)
+    assert relative(layer_norm(x, weight[::2], bias[:4]), layer_norm(x, weight[::2].clone(), bias[:4])) < 1e-6
+    assert relative(layer_norm(x, weight[:4], bias[::2]), layer_norm(x, weight[:4], bias[::2].clone())) < 1e-6
+
+
 def test_planes_counters_transforms_and_exports_see_the_plain_norm(emulated):
     weight, bias = weights(4)
     x = image(1, 4, 2, 3)

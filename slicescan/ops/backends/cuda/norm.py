@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slicescan.ops.backends.cuda import driver, nvrtc
+from slicescan.ops.backends.cuda import driver
 from slicescan.ops.backends.cuda.driver import Kernel
 from slicescan.ops.backends.cuda.plan import KINDS
 
@@ -30,9 +30,7 @@ def why_not(device: torch.device, dtype: torch.dtype, weights: torch.dtype, chan
             return f"computes in float32, so it takes no {str(given).removeprefix('torch.')}"
     if channels > MAX_CHANNELS:
         return f"holds at most {MAX_CHANNELS} channels, got {channels}"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "needs compute capability 8.0 or newer"
-    return nvrtc.missing()
+    return driver.lacking(device)
 
 
 def norm(x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -71,9 +69,9 @@ def backward(x: Tensor, grad_sum: Tensor | None, grad_y: Tensor, weight: Tensor,
     dx, channels = torch.empty_like(x), weight.shape[0]
     if not x.numel():
         return dx, torch.zeros((2, channels), dtype=torch.float32, device=x.device)
-    grad_y = grad_y.contiguous(memory_format=torch.channels_last)
+    grad_y = _dense(grad_y)
     if grad_sum is not None:
-        grad_sum = grad_sum.contiguous(memory_format=torch.channels_last)
+        grad_sum = _dense(grad_sum)
     more = 0 if grad_sum is None else grad_sum.data_ptr()
     words = [x.data_ptr(), more, grad_y.data_ptr(), 0, dx.data_ptr(), weight.data_ptr(), 0, 0]
     kernel, grid, sizes = _plan("backward", x, weight, words, eps)
@@ -81,6 +79,10 @@ def backward(x: Tensor, grad_sum: Tensor | None, grad_y: Tensor, weight: Tensor,
     words[-1] = sums.data_ptr()
     driver.launch(x.device.index, kernel, grid, words + sizes)
     return dx, sums.sum(0)
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _plan(direction: str, x: Tensor, weight: Tensor, words: list[int], eps: float) -> tuple[Kernel, int, list[int]]:
@@ -152,6 +154,7 @@ class _Unwatched(torch.autograd.Function):
 
 @torch.library.custom_op("slicescan::cuda_norm", mutates_args=())
 def _norm(x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    x, branch = _dense(x), None if branch is None else _dense(branch)
     total, y = forward(x, branch, weight, bias, eps)
     return (x.new_empty(0) if branch is None else total), y  # an operator returns no argument
 
@@ -165,7 +168,7 @@ def _(x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 def _norm_backward(
     x: Tensor, grad_sum: Tensor | None, grad_y: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    return backward(x, grad_sum, grad_y, weight, eps)
+    return backward(_dense(x), grad_sum, grad_y, weight, eps)
 
 
 @_norm_backward.register_fake
