@@ -1,4 +1,4 @@
-"""Check and time the CUDA backend on a GPU: ``python benchmarks/check_cuda.py [check] [times] [equal] [norm] ...``.
+"""Check and time the CUDA backend on a GPU: ``python benchmarks/check_cuda.py [check] [times] [equal] [norm] [fuse] ...``.
 
 Errors are relative RMS against a float64 recurrence; beside them stands the limit that the same recurrence sets when it
 is computed plainly in the call's dtype. Times are medians in ms with flushed caches, next to the exponentials' floor.
@@ -357,6 +357,8 @@ def main() -> int:
         convolutions()
     if "norm" in wanted:
         failed += importlib.import_module("benchmarks.check_norm").main()
+    if "fuse" in wanted:
+        failed += importlib.import_module("benchmarks.check_fuse").main()
     if "huge" in wanted:
         huge(cuda)
     if "long" in wanted:

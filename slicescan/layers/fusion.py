@@ -5,11 +5,19 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicescan.layers.memory_order import ordered_like
 from slicescan.layers.strips import ALIGNMENT, Strip, Treat
+from slicescan.ops.divergence import (
+    beside,
+    divergence_gates,
+    divergence_sums,
+    elementwise_divergences,
+    gated_by_divergence,
+    nearest,
+)
+from slicescan.ops.library import watched
 
 Gate = Literal["sample", "tensor", "pixel"]
 
@@ -63,43 +71,46 @@ class KLFF(nn.Module):
 
     def forward(self, cur: Tensor, others: Sequence[Tensor]) -> Tensor:
         """Fuse ``others`` into ``cur``."""
-        n1, n2 = others
-        x = self.conv(cur)
-        target = _distribution(x)
-        y = self._gated(self.conv_n1(_nearest(n1, cur)), *target) + self._gated(
-            self.conv_n2(_nearest(n2, cur)), *target
-        )
-        return ordered_like(self.fuse_out1(torch.cat([x, y], 1)), cur)
+        return ordered_like(self.fuse_out1(self._beside(cur, others)), cur)
 
-    def _gated(self, n: Tensor, p: Tensor, log_p: Tensor) -> Tensor:
-        kl = _divergence(n, p, log_p)
-        if self.gate == "sample":
-            kl = kl.mean((1, 2, 3), keepdim=True)
-        elif self.gate == "tensor":
-            kl = kl.mean()
-        return torch.sigmoid(kl).to(n.dtype) * n
+    def _beside(self, cur: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """``cat(X, y)``; the maps that it is made of, as large themselves, are gone when it is convolved."""
+        x, maps = self._projected(cur, others)
+        if self.gate != "pixel":
+            return gated_by_divergence(x, maps, per_image=self.gate == "sample")
+        maps = [nearest(n, x) for n in maps]
+        gates = map(torch.sigmoid, elementwise_divergences(x, maps))
+        p, q = (gate.to(n.dtype) * n for gate, n in zip(gates, maps, strict=True))
+        return torch.cat([x, p + q], 1)
+
+    def _projected(self, cur: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """``X``, and ``P`` and ``Q``; where they are smaller than ``X``, their pixels are not repeated yet.
+
+        A 1x1 convolution of repeated pixels repeats its results, so it comes first, except where the network is
+        counted or written to a file as it is defined.
+        """
+        defined = watched()
+        maps = [
+            conv(nearest(n, cur) if defined or n.shape[2] > cur.shape[2] or n.shape[3] > cur.shape[3] else n)
+            for conv, n in zip((self.conv_n1, self.conv_n2), others, strict=True)
+        ]
+        return self.conv(cur), maps
 
     def stream(self, pieces: Iterable[tuple[Strip, Tensor, Sequence[Tensor]]]) -> Treat:
         """Find the gates in one pass over ``pieces``, ``(strip, cur, others)``; then fuse strips."""
         if self.gate == "pixel":
             return lambda strip, cur, others: self(cur, others)
-        convs, total, count = (self.conv_n1, self.conv_n2), None, 0
+        total, count = None, 0
         for _, cur, others in pieces:
-            x = self.conv(cur)
-            target = _distribution(x)
-            sums = [
-                _divergence(conv(_nearest(n, cur)), *target).sum((1, 2, 3), keepdim=True)
-                for conv, n in zip(convs, others, strict=True)
-            ]
-            total = sums if total is None else [old + new for old, new in zip(total, sums, strict=True)]
+            x, maps = self._projected(cur, others)
+            sums = divergence_sums(x, maps)
+            total = sums if total is None else total + sums
             count += x[0].numel()
         assert total is not None
-        kls = [kl / count if self.gate == "sample" else (kl / count).mean() for kl in total]
-        gates = [torch.sigmoid(kl).to(x.dtype) for kl in kls]
+        gates = divergence_gates(total / count, per_image=self.gate == "sample")
 
         def treat(_: Strip, cur: Tensor, others: Sequence[Tensor]) -> Tensor:
-            p, q = (gate * conv(_nearest(n, cur)) for gate, conv, n in zip(gates, convs, others, strict=True))
-            return self.fuse_out1(torch.cat([self.conv(cur), p + q], 1))
+            return self.fuse_out1(beside(*self._projected(cur, others), gates))
 
         return treat
 
@@ -146,7 +157,7 @@ class AFF(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Fuse ``levels`` at the size of one of them."""
         target = levels[self.level]
-        return ordered_like(self.conv(torch.cat([_nearest(level, target) for level in levels], 1)), target)
+        return ordered_like(self.conv(torch.cat([nearest(level, target) for level in levels], 1)), target)
 
     def stream(self, pieces: Iterable[tuple[Strip, Tensor, Sequence[Tensor]]]) -> Treat:
         """Fuse strips, ``(strip, cur, others)``; nothing of the whole image is needed."""
@@ -156,24 +167,6 @@ class AFF(nn.Module):
     def extra_repr(self) -> str:
         """Which level's size the output has, for ``repr``."""
         return f"level={self.level}"
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _distribution(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``sigmoid(x)`` and its logarithm."""
-    return torch.sigmoid(_wide(x)), F.logsigmoid(_wide(x))
-
-
-def _divergence(n: Tensor, p: Tensor, log_p: Tensor) -> Tensor:
-    return p * (log_p - F.logsigmoid(_wide(n)))
-
-
-def _nearest(x: Tensor, target: Tensor) -> Tensor:
-    size = target.shape[2:]
-    return x if x.shape[2:] == size else F.interpolate(x, size, mode="nearest")
 
 
 def _main(*modules: nn.Module) -> nn.Sequential:

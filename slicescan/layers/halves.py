@@ -1,7 +1,6 @@
 """The frame of both scanners of XYScanNet: one half of the channels for rows, the other for columns."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +25,14 @@ class HalvesScanner(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scan ``(b, dim, h, w)``."""
-        return self._around(self.scan, x)
+        return self._around(self._scan_together, x)
 
-    def _around(self, scan: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
-        y = torch.cat(scan(*self._halves(x)), -1)
-        return ordered_like(self.fuse_out(as_image(y)), x)
+    def _around(self, scan: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
+        return ordered_like(self.fuse_out(as_image(scan(*self._halves(x)))), x)
+
+    def _scan_together(self, first: Tensor, second: Tensor) -> Tensor:
+        """What ``scan`` makes of both halves, side by side, ``(b, h, w, dim)``."""
+        return torch.cat(self.scan(first, second), -1)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, ...]:
         return as_map(self.conv_input(channels_last(x))).chunk(2, -1)  # b h w d
@@ -42,7 +44,7 @@ class HalvesScanner(nn.Module):
     def stream(self, pieces: Iterable[tuple[Strip, Tensor]]) -> Treat:
         """Treat strips in order, see :mod:`slicescan.layers.strips`."""
         scan = self.scan_strips(x for _, x in pieces)
-        return lambda strip, x: self._around(partial(scan, strip), x)
+        return lambda strip, x: self._around(lambda *halves: torch.cat(scan(strip, *halves), -1), x)
 
     def scan_strips(self, maps: Iterable[Tensor]) -> ScanStrip:
         """What stands for ``scan`` on strips in order; ``maps`` are all strips of the input, for one pass."""

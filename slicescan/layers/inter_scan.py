@@ -8,6 +8,7 @@ from torch import Tensor
 
 from slicescan.layers.halves import HalvesScanner, ScanStrip
 from slicescan.layers.mamba import Mamba
+from slicescan.ops.library import watched
 
 
 class InterScan(HalvesScanner):
@@ -55,17 +56,28 @@ class InterScan(HalvesScanner):
         """Gate the rows of ``first`` and the columns of ``second``, ``(b, h, w, dim / 2)`` each."""
         return self._gate_rows(first), self._gate_rows(second.transpose(1, 2)).transpose(1, 2)
 
-    def _gate_rows(self, x: Tensor) -> Tensor:
+    def _scan_together(self, first: Tensor, second: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or watched():
+            return super()._scan_together(first, second)
+        y = first.new_empty((*first.shape[:3], self.dim))  # b h w d
+        rows, columns = y.chunk(2, -1)
+        self._gate_rows(first, rows)
+        self._gate_rows(second.transpose(1, 2), columns.transpose(1, 2))
+        return y
+
+    def _gate_rows(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         w = x.shape[2]
         strips = 1 if self.compression is None else max(1, math.ceil(self.compression * w - 1e-6))  # 0.07 * 100 > 7
         if w % strips == 0:
-            x = x.unflatten(2, (strips, w // strips))  # b h s p d
+            parts = (strips, w // strips)
+            x = x.unflatten(2, parts)  # b h s p d
+            out = out if out is None else out.unflatten(2, parts)
             gate = torch.sigmoid(self.mamba.scan(x.mean(3), axis="h"))
-            return (x * gate[:, :, :, None]).flatten(2, 3)
+            return torch.mul(x, gate[:, :, :, None], out=out).flatten(2, 3)
         member = _strips_of(w, strips, x.device)  # s w
         mean = member.to(x.dtype) / member.sum(1, keepdim=True)
         gate = torch.sigmoid(self.mamba.scan(mean @ x, axis="h"))
-        return x * (member.T.to(gate.dtype) @ gate)
+        return torch.mul(x, member.T.to(gate.dtype) @ gate, out=out)
 
     def scan_strips(self, maps: Iterable[Tensor]) -> ScanStrip:
         """Find the gates of all rows and columns in one pass over ``maps``, ``(b, dim, rows, w)``; then gate strips.

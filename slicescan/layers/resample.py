@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicescan.layers.memory_order import ordered_like
+from slicescan.ops.twice import twice
 
 
 class _Half(nn.Module):
@@ -18,8 +19,7 @@ class _Twice(nn.Module):
     """Bilinear resize by 2; half-pixel centres."""
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[2:]
-        return F.interpolate(x, (2 * h, 2 * w), mode="bilinear", align_corners=False)
+        return twice(x)
 
 
 class Downsample(nn.Module):

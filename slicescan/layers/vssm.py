@@ -12,6 +12,7 @@ from slicescan.layers.memory_order import channels_last, ordered_like
 from slicescan.layers.slice_scan import SliceScan2D
 from slicescan.layers.strips import Strip, Treat
 from slicescan.ops import depthwise_conv
+from slicescan.ops.silu_gate import silu_gate
 
 
 class _GatedShell(HalvesScanner):
@@ -30,7 +31,7 @@ class _GatedShell(HalvesScanner):
 
     def forward(self, x: Tensor) -> Tensor:
         f, gate = self._widen(x)
-        return ordered_like(self.proj_out(F.silu(gate) * super().forward(f)), x)
+        return ordered_like(self.proj_out(silu_gate(gate, super().forward(f))), x)
 
     def _widen(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.dwconv(self.proj_in(channels_last(x))).chunk(2, 1)
@@ -47,7 +48,7 @@ class _GatedShell(HalvesScanner):
 
         def treat(strip: Strip, x: Tensor) -> Tensor:
             f, gate = (strip.inner(half) for half in self._widen(x))
-            return ordered_like(self.proj_out(F.silu(gate) * scan(strip.alone(), f)), x)
+            return ordered_like(self.proj_out(silu_gate(gate, scan(strip.alone(), f))), x)
 
         return treat
 

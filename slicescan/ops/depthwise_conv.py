@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.ops import dispatch
-from slicescan.ops.library import transformed
+from slicescan.ops.library import watched
 from slicescan.ops.shapes import Axes
 
 Gate = Literal["silu", "gelu", "linear"]
@@ -65,8 +65,4 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gat
 
 def ordinary(x: Tensor) -> bool:
     """Whether a call may become one operator: not for files, counters and transforms, which know PyTorch's only."""
-    if not x.is_contiguous(memory_format=torch.channels_last):
-        return False
-    if torch.compiler.is_compiling():
-        return not getattr(torch.compiler, "is_exporting", bool)()
-    return not torch._C._len_torch_dispatch_stack() and not transformed()
+    return x.is_contiguous(memory_format=torch.channels_last) and not watched()

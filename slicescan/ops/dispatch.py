@@ -165,6 +165,16 @@ def has_fast_gate(device: torch.device, dtype: torch.dtype) -> bool:
 has_fast_gate._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def has_map_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the ``cuda`` backend's kernels between the scans run."""
+    return requested(None) in (None, "cuda") and _has_map_kernels(device, dtype)
+
+
+@cache
+def _has_map_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    return load("cuda.gate").why_not(device, dtype) is None
+
+
 def fast_gate(x: Tensor, weight: Tensor, bias: Tensor | None, gate: str | None) -> Tensor:
     """The 3x3 convolution of the ``cuda`` backend."""
     from slicescan.ops.backends.cuda import gate as backend

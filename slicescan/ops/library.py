@@ -61,6 +61,25 @@ def transformed() -> bool:
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def watched() -> bool:
+    """Whether something counts, exports or transforms: it is to see the operations that a network is defined by."""
+    if torch.compiler.is_compiling():
+        return getattr(torch.compiler, "is_exporting", bool)()
+    return bool(torch._C._len_torch_dispatch_stack()) or transformed()
+
+
+def runs_kernels(*maps: Tensor) -> bool:
+    """Whether the ``cuda`` backend's kernels on maps may stand for plain operations, which nobody watches or traces.
+
+    Compilation is left the plain operations, which it fuses itself.
+    """
+    first = maps[0]
+    if not first.is_cuda or torch.compiler.is_compiling() or watched():
+        return False
+    alike = all([x.dtype == first.dtype and x.device == first.device and type(x) in _ORDINARY for x in maps])
+    return alike and first.stride(1) == 1 and dispatch.has_map_kernels(first.device, first.dtype)
+
+
 def _for_transforms(backend: str | None) -> str:
     asked = dispatch.requested(backend)
     if asked not in (None, "reference"):
@@ -78,7 +97,11 @@ def _plain(call: ScanCall) -> tuple[Tensor, Tensor]:
 
 def _no_autocast(call: ScanCall) -> AbstractContextManager[Any]:
     """The scan chooses its dtypes itself, whatever region it runs in."""
-    device = call.u.device.type
+    return without_autocast(call.u.device.type)
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """A region of a device type in which dtypes stay as they are."""
     return torch.autocast(device, enabled=False) if device in _CASTING and torch.is_autocast_enabled(device) else _AS_IS
 
 

@@ -1,10 +1,16 @@
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from slicescan.layers import AFF, KLFF
+from slicescan.layers.strips import Strips
+from slicescan.ops import divergence
+from slicescan.ops.backends.cuda import driver
+from slicescan.ops.library import watched
 from tests.fingerprint import fill, picture, summary
 from tests.layers import restated
 from tests.layers.agreement import assert_restates, noise, relative
+from tests.ops import cuda_emulator
 
 
 def levels(b: int = 2, seed: int = 0) -> list[torch.Tensor]:
@@ -55,7 +61,7 @@ def test_halving_takes_even_pixels_and_doubling_repeats():
     layer = restated.perturb(KLFF(4, (8, 16)))
     cur, finer, coarser = noise(1, 4, 4, 6), noise(1, 8, 8, 12), noise(1, 16, 2, 3)
     want = layer(cur, [finer[:, :, ::2, ::2], coarser.repeat_interleave(2, 2).repeat_interleave(2, 3)])
-    assert torch.equal(layer(cur, [finer, coarser]), want)
+    assert relative(layer(cur, [finer, coarser]), want) < 1e-12
 
 
 def test_sizes_need_not_be_multiples_of_each_other():
@@ -115,3 +121,71 @@ def test_large_features_stay_finite_in_half_precision():
     layer = KLFF(4, (4, 4)).half()
     x = (2e3 * noise(1, 4, 6, 6)).half()
     assert layer(x, [x, -x]).isfinite().all()
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """The kernels on a processor, for half precision and float32; names of those that ran."""
+    started = []
+
+    def launch(device, kernel, *rest):
+        started.append(kernel.name)
+        cuda_emulator.launch(device, kernel, *rest)
+
+    monkeypatch.setattr(driver, "launch", launch)
+    monkeypatch.setattr(divergence, "runs_kernels", lambda x, *_: x.dtype != torch.float64 and not watched())
+    return started
+
+
+@pytest.mark.parametrize("gate", ["sample", "tensor"])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_the_kernels_give_the_same_result_and_gradients(gate, level, emulated):
+    cur, *others = levels()[level:] + levels()[:level]
+    layer = restated.perturb(KLFF(cur.shape[1], [n.shape[1] for n in others], gate=gate))
+    maps = [x.contiguous(memory_format=torch.channels_last).requires_grad_() for x in (cur, *others)]
+
+    def results(maps):
+        y = layer(maps[0], maps[1:])
+        return [y, *torch.autograd.grad(y, [*maps, *layer.parameters()], noise(*y.shape, seed=5).to(y.dtype))]
+
+    exact = results(maps)
+    assert not emulated
+    layer.float()
+    narrow = [x.detach().float().requires_grad_() for x in maps]
+    for got, want in zip(results(narrow), exact, strict=True):
+        assert relative(got, want) < 1e-5
+    assert len(emulated) == 6
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert relative(layer(narrow[0], narrow[1:]), exact[0]) < 2e-2
+
+
+@pytest.mark.parametrize("gate", ["sample", "tensor"])
+def test_strips_by_the_kernels_give_the_result_of_the_whole(gate, emulated):
+    layer = restated.perturb(KLFF(8, (4, 16), gate=gate)).float()
+    finer, cur, coarser = (x.float().contiguous(memory_format=torch.channels_last) for x in levels())
+    with torch.no_grad():
+        whole = layer(cur, [finer, coarser])
+        assert relative(Strips(4).fuse(layer, [finer, cur.clone(), coarser], 1), whole) < 1e-6
+    assert {"divergence_sums", "divergence_mix"} == set(emulated)
+
+
+def test_counters_and_files_see_the_order_of_the_definition_and_others_the_cheaper_one(emulated):
+    layer = KLFF(4, (8, 16))
+    cur, *others = (x.float() for x in levels(1))
+    seen = []
+    layer.conv_n1.register_forward_hook(lambda module, args, y: seen.append(tuple(y.shape[2:])))
+    with FlopCounterMode(display=False) as counter:
+        layer(cur, others)
+    assert counter.get_total_flops() == 2 * 8 * 12 * (4 * 4 + 8 * 4 + 16 * 4 + 8 * 4)
+    assert not emulated
+    layer(cur, others)
+    torch.export.export(layer, (cur, others))
+    assert seen[:2] == [(8, 12), (4, 6)] and seen[-1] == (8, 12)
+
+
+def test_compiled_whole_it_is_the_plain_network():
+    torch.compiler.reset()
+    layer = KLFF(4, (8, 16)).double()
+    cur, *others = levels(1)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert relative(compiled(cur, others), layer(cur, others)) < 1e-12

@@ -120,3 +120,12 @@ def test_the_number_of_strips_is_not_a_victim_of_rounding(compression, width, st
 def test_a_compression_outside_its_range_is_refused(compression):
     with pytest.raises(ValueError, match=f"compression.*got {compression}"):
         InterScan(8, compression=compression)
+
+
+@pytest.mark.parametrize("compression", [None, 0.4, 0.5])
+def test_without_gradients_the_halves_are_written_into_one_map_with_equal_bits(compression):
+    layer = restated.perturb(InterScan(4, compression=compression))
+    x = noise(2, 4, 4, 6)
+    with torch.no_grad():
+        y = layer(x)
+    assert torch.equal(y, layer(x))

@@ -24,6 +24,9 @@ _KERNELS = {
     "gate_forward": [("gate_forward", "Args")],
     "gate_gradient": [("gate_gradient", "Args")],
     "norm": [("norm_forward", "Args"), ("norm_backward", "Args")],
+    "silu_gate": [("silu_gate_forward", "Args"), ("silu_gate_backward", "Args")],
+    "twice": [("twice_forward", "Args"), ("twice_backward", "Args")],
+    "divergence": [(f"divergence_{name}", "Args") for name in ("sums", "mix", "gradient", "spread")],
     "reduce": [("scan_finish", "Args"), ("scan_chain", "ChainArgs")],
 }
 

@@ -21,6 +21,9 @@ _SOURCES = {
     "gate_gradient": ("machine.cuh", "maps.cuh", "gate.cuh", "gate_gradient.cu"),
     "norm": ("machine.cuh", "norm.cu"),
     "reduce": ("machine.cuh", "maps.cuh", "scan.cuh", "reduce.cu"),
+    "silu_gate": ("machine.cuh", "maps.cuh", "pixels.cuh", "silu_gate.cu"),
+    "twice": ("machine.cuh", "maps.cuh", "pixels.cuh", "twice.cu"),
+    "divergence": ("machine.cuh", "maps.cuh", "pixels.cuh", "divergence.cu"),
 }
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT

@@ -1,0 +1,50 @@
+"""Bilinear enlargement of an image by two, in its own dtype with arithmetic in float32, of any size."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from slicescan.ops.backends.cuda import pixels
+
+
+def run(x: Tensor) -> Tensor:
+    """Enlarge ``x`` (b, c, h, w) to (b, c, 2 h, 2 w), differentiably, channels side by side."""
+    return _Twice.apply(x) if torch.is_grad_enabled() and x.requires_grad else forward(x)
+
+
+def forward(x: Tensor) -> Tensor:
+    """What :func:`run` returns."""
+    x = pixels.flat(x)
+    y = pixels.empty_like(x, grow=2)
+    if x.numel():
+        _start("twice_forward", x, y)
+    return y
+
+
+def backward(grad_y: Tensor) -> Tensor:
+    """Gradient of ``x``."""
+    grad_y = pixels.flat(grad_y)
+    b, c, h, w = grad_y.shape
+    dx = grad_y.new_empty((b, h // 2, w // 2, c)).permute(0, 3, 1, 2)
+    if dx.numel():
+        _start("twice_backward", dx, grad_y)
+    return dx
+
+
+def _start(name: str, small: Tensor, large: Tensor) -> None:
+    b, c, h, w = small.shape
+    kernel, places = pixels.plan("twice", name, c, small, large)
+    pixels.launch(kernel, small, c, [*places[0], *places[1], b, h, w, c])
+
+
+class _Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return forward(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> Tensor:
+        return backward(grad_y)
