@@ -1,4 +1,4 @@
-"""Check and time the CUDA backend on a GPU: ``python benchmarks/check_cuda.py [check] [times] [equal] [norm] [fuse] ...``.
+"""Check and time the CUDA backend on a GPU: ``python benchmarks/check_cuda.py [check] [times] [equal] [fuse] ...``.
 
 Errors are relative RMS against a float64 recurrence; beside them stands the limit that the same recurrence sets when it
 is computed plainly in the call's dtype. Times are medians in ms with flushed caches, next to the exponentials' floor.

@@ -22,7 +22,8 @@ def sums(x: Tensor, maps: Sequence[Tensor]) -> Tensor:
 def mix(x: Tensor, maps: Sequence[Tensor], gates: Tensor) -> Tensor:
     """``(x, g0 n0 + g1 n1)`` along the channels, for ``gates`` (b, 2)."""
     x, maps = pixels.flat(x), [pixels.flat(n) for n in maps]
-    z = pixels.empty_like(x, 2 * x.shape[1])
+    b, c, h, w = x.shape
+    z = pixels.empty(x, b, 2 * c, h, w)
     if z.numel():
         _start("divergence_mix", x, x, maps, z, None, gates.float().contiguous())
     return z
@@ -33,7 +34,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``x`` and of both ``maps``."""
     x, maps, grad_z = pixels.flat(x), [pixels.flat(n) for n in maps], pixels.flat(grad_z)
-    dx, first, second = (pixels.empty_like(t) for t in (x, *maps))
+    dx, first, second = (pixels.empty(t, *t.shape) for t in (x, *maps))
     if not x.numel():
         return dx, first.zero_(), second.zero_()
     slopes = _summed(x, maps, grad_z) * (gates * (1 - gates)) / math.prod(x.shape[1:])

@@ -10,19 +10,20 @@ from slicescan.ops.backends.cuda import driver
 from slicescan.ops.backends.cuda.plan import KINDS, reach
 
 THREADS = 256
+_ORDER = torch.channels_last
 _Layout = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
 def flat(x: Tensor) -> Tensor:
     """``x`` (b, c, h, w) if its pixels lie at equal distances, as in half the channels of a map; else such a copy."""
-    return x if _pitch(x.shape, x.stride()) else x.contiguous(memory_format=torch.channels_last)
+    if x.is_contiguous(memory_format=_ORDER) or _pitch(x.shape, x.stride()):
+        return x
+    return x.contiguous(memory_format=_ORDER)
 
 
-def empty_like(x: Tensor, channels: int = 0, grow: int = 1) -> Tensor:
-    """An uninitialised map of ``grow`` times the size of ``x``, channels side by side."""
-    b, c, h, w = x.shape
-    y = torch.empty((b, grow * h, grow * w, channels or c), dtype=x.dtype, device=x.device)
-    return y.permute(0, 3, 1, 2)
+def empty(x: Tensor, b: int, c: int, h: int, w: int) -> Tensor:
+    """An uninitialised map of the kind of ``x``, with the channels of a pixel side by side."""
+    return torch.empty((b, c, h, w), dtype=x.dtype, device=x.device, memory_format=_ORDER)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -18,7 +18,7 @@ def run(gate: Tensor, x: Tensor) -> Tensor:
 def forward(gate: Tensor, x: Tensor) -> Tensor:
     """What :func:`run` returns."""
     gate, x = pixels.flat(gate), pixels.flat(x)
-    y = pixels.empty_like(x)
+    y = pixels.empty(x, *x.shape)
     if x.numel():
         _start("silu_gate_forward", x, [gate, x, y])
     return y
@@ -27,7 +27,7 @@ def forward(gate: Tensor, x: Tensor) -> Tensor:
 def backward(gate: Tensor, x: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of ``gate`` and ``x``."""
     gate, x, grad_y = map(pixels.flat, (gate, x, grad_y))
-    dgate, dx = pixels.empty_like(x), pixels.empty_like(x)
+    dgate, dx = pixels.empty(x, *x.shape), pixels.empty(x, *x.shape)
     if x.numel():
         _start("silu_gate_backward", x, [gate, x, grad_y, dgate, dx])
     return dgate, dx

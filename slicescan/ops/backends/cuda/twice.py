@@ -17,7 +17,8 @@ def run(x: Tensor) -> Tensor:
 def forward(x: Tensor) -> Tensor:
     """What :func:`run` returns."""
     x = pixels.flat(x)
-    y = pixels.empty_like(x, grow=2)
+    b, c, h, w = x.shape
+    y = pixels.empty(x, b, c, 2 * h, 2 * w)
     if x.numel():
         _start("twice_forward", x, y)
     return y
@@ -27,7 +28,7 @@ def backward(grad_y: Tensor) -> Tensor:
     """Gradient of ``x``."""
     grad_y = pixels.flat(grad_y)
     b, c, h, w = grad_y.shape
-    dx = grad_y.new_empty((b, h // 2, w // 2, c)).permute(0, 3, 1, 2)
+    dx = pixels.empty(grad_y, b, c, h // 2, w // 2)
     if dx.numel():
         _start("twice_backward", dx, grad_y)
     return dx
