@@ -4,11 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from slicescan.layers import InterVSSM, IntraVSSM, Upsample
 from slicescan.ops import dispatch, divergence, silu_gate, twice
 from slicescan.ops.backends.cuda import divergence as divergence_kernels
 from slicescan.ops.backends.cuda import driver, nvrtc, pixels
 from slicescan.ops.backends.cuda import silu_gate as gate_kernels
 from slicescan.ops.backends.cuda import twice as twice_kernels
+from tests.layers.agreement import noise, relative
+from tests.layers.restated import perturb
 from tests.ops import cuda_emulator
 
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
@@ -189,3 +192,28 @@ def test_without_a_device_nothing_is_asked_of_the_kernels():
     assert {divergence_kernels, gate_kernels, twice_kernels} == {
         dispatch.load(f"cuda.{name}") for name in ("divergence", "silu_gate", "twice")
     }
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: IntraVSSM(4), ["silu_gate_forward", "silu_gate_backward"]),
+        (lambda: InterVSSM(4), ["silu_gate_forward", "silu_gate_backward"]),
+        (lambda: Upsample(4), ["twice_forward", "twice_backward"]),
+    ],
+    ids=["intra", "inter", "upsample"],
+)
+def test_layers_run_them_each_way_and_agree_with_themselves(make, names, kernels):
+    layer, x = perturb(make()), noise(2, 4, 3, 5).contiguous(memory_format=torch.channels_last)
+    exact = [y.detach() for y in outcome(layer, x)]
+    assert not kernels
+    for got, want in zip(outcome(layer.float(), x.float()), exact, strict=True):
+        assert relative(got, want) < 1e-5
+    assert kernels == names
+
+
+def outcome(layer, x):
+    """The output and the gradients of the input and all parameters."""
+    x = x.requires_grad_()
+    y = layer(x)
+    return [y, *torch.autograd.grad(y, [x, *layer.parameters()], noise(*y.shape, seed=1).to(y.dtype))]
