@@ -132,7 +132,7 @@ class SyntheticMotionBlur:
 
     def _motions(self, draw: torch.Generator, patch: int, count: int) -> tuple[Tensor, Tensor]:
         settings = self.blur
-        paths = torch.stack([shake(settings.positions, draw) for _ in range(count)])
+        paths = walk(torch.stack([torch.randn(settings.positions, 2, generator=draw) for _ in range(count)]))
         direction = 2 * math.pi * _uniform(draw, count)
         line = torch.linspace(-0.5, 0.5, settings.positions)[None, :, None]
         straight = line * torch.stack([direction.cos(), direction.sin()], -1)[:, None]
@@ -167,13 +167,17 @@ class SyntheticMotionBlur:
 
 def shake(positions: int, draw: torch.Generator) -> Tensor:
     """A damped random walk, ``(positions, 2)`` as x and y: ``v <- 0.9 v + N(0, 0.35^2)`` at every step."""
-    kicks = 0.35 * torch.randn(positions, 2, generator=draw)
-    velocity, place, path = torch.zeros(2), torch.zeros(2), []
-    for kick in kicks:
+    return walk(torch.randn(1, positions, 2, generator=draw))[0]
+
+
+def walk(kicks: Tensor) -> Tensor:
+    """Damped walks of many cameras at once, from what kicks them, both ``(b, positions, 2)``."""
+    velocity, place, path = torch.zeros_like(kicks[:, 0]), torch.zeros_like(kicks[:, 0]), []
+    for kick in (0.35 * kicks).unbind(1):
         velocity = 0.9 * velocity + kick
         place = place + velocity
         path.append(place)
-    return torch.stack(path)
+    return torch.stack(path, 1)
 
 
 def scaled(paths: Tensor, extent: Tensor) -> Tensor:
@@ -202,31 +206,36 @@ def turning(centres: Tensor, extent: Tensor, patch: int, positions: int) -> tupl
     return torch.stack([x - cos * x + sin * y, y - sin * x - cos * y], -1), angles
 
 
-def expose(light: Tensor, paths: Tensor, angles: Tensor) -> Tensor:
+def expose(light: Tensor, paths: Tensor, angles: Tensor, *, together: int | None = None) -> Tensor:
     """Mean of the light seen from every position of a path, by bilinear interpolation; edges are repeated.
 
     Args:
         light: ``(b, c, h, w)``, linear.
         paths: Shifts in pixels, ``(b, t, 2)`` as x and y.
         angles: Rotations about the centre in radians, ``(b, t)``.
+        together: Positions in one operation; by default 1 on a CPU, whose caches hold little, and all on a GPU, whose
+            host takes longer to start an operation than the GPU to do it.
 
     Returns:
         ``(b, c, h, w)``.
     """
-    h, w = light.shape[2:]
+    (b, c, h, w), positions = light.shape, paths.shape[1]
     y, x = torch.meshgrid(
         torch.arange(h, device=light.device) - (h - 1) / 2,
         torch.arange(w, device=light.device) - (w - 1) / 2,
         indexing="ij",
     )
     total = torch.zeros_like(light)
-    for shift, angle in zip(paths.unbind(1), angles.unbind(1), strict=True):
-        cos, sin = (f(angle).view(-1, 1, 1) for f in (torch.cos, torch.sin))
-        across = cos * x - sin * y + shift[:, 0].view(-1, 1, 1)
-        down = sin * x + cos * y + shift[:, 1].view(-1, 1, 1)
-        grid = torch.stack([2 * across / max(w - 1, 1), 2 * down / max(h - 1, 1)], -1).to(light)
-        total += F.grid_sample(light, grid, mode="bilinear", padding_mode="border", align_corners=True)
-    return total / paths.shape[1]
+    together = together or (1 if light.is_cpu else positions)
+    for shift, angle in zip(paths.split(together, 1), angles.split(together, 1), strict=True):
+        cos, sin = (f(angle)[..., None, None] for f in (torch.cos, torch.sin))
+        across = cos * x - sin * y + shift[..., 0, None, None]
+        down = sin * x + cos * y + shift[..., 1, None, None]
+        grid = torch.stack([2 * across / max(w - 1, 1), 2 * down / max(h - 1, 1)], -1).to(light).flatten(0, 1)
+        copies = light if together == 1 else light.repeat_interleave(shift.shape[1], 0)
+        seen = F.grid_sample(copies, grid, mode="bilinear", padding_mode="border", align_corners=True)
+        total += seen if together == 1 else seen.view(b, -1, c, h, w).sum(1)
+    return total / positions
 
 
 def to_8_bits(image: Tensor) -> Tensor:

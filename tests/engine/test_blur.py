@@ -24,6 +24,15 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.parametrize("together", [2, 25])
+def test_positions_taken_together_make_the_same_exposure(together):
+    draw = torch.Generator().manual_seed(4)
+    light = torch.rand(2, 3, 9, 14, generator=draw)
+    paths = scaled(torch.stack([shake(25, draw), shake(25, draw)]), torch.tensor([4.0, 16.0]))
+    angles = torch.linspace(-0.05, 0.05, 25) * torch.tensor([[1.0], [-0.5]])
+    torch.testing.assert_close(expose(light, paths, angles, together=together), expose(light, paths, angles))
+
+
 def test_a_seed_and_a_step_always_give_the_same_bits():
     first, second = (SyntheticMotionBlur([photo(), photo(60, 77, 1)], DATA, BlurSection(), seed=3) for _ in range(2))
     second.batch(0)  # batches made before do not matter
