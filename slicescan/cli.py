@@ -122,6 +122,8 @@ def _add_restore(commands: Any) -> None:
 
 
 def _restore(options: argparse.Namespace) -> int:
+    # Threads of PyTorch that wait in a loop would take the processors from those of the scan; read when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from slicescan.engine.batch import plan, work
 
     jobs = plan(options.inputs, options.output, options.shard)

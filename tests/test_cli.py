@@ -209,6 +209,15 @@ def test_a_process_restores_fails_and_stops_as_the_function_does(weights, tmp_pa
     assert set(everything(tmp_path / "out")) <= {"a.png", "c.png"}
 
 
+def test_threads_of_pytorch_sleep_while_they_wait(call, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    call.restore(photo(tmp_path / "a.png"))
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    call.restore(photo(tmp_path / "a.png"))
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
 def test_the_version_is_told_without_importing_torch():
     begun = time.monotonic()
     out, err = started("--version").communicate(timeout=60)
