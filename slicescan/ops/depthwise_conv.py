@@ -10,6 +10,7 @@ from torch import Tensor
 from slicescan.ops import dispatch
 from slicescan.ops.library import watched
 from slicescan.ops.shapes import Axes
+from slicescan.ops.silu_gate import silu_gate
 
 Gate = Literal["silu", "gelu", "linear"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "linear": lambda a: a}
@@ -60,7 +61,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gat
     if gate is None:
         return y
     a, b = y.chunk(2, 1)
-    return ACTIVATIONS[gate](a) * b
+    return silu_gate(a, b) if gate == "silu" else ACTIVATIONS[gate](a) * b
 
 
 def ordinary(x: Tensor) -> bool:

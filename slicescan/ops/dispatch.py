@@ -197,6 +197,11 @@ def fast_norm(x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, ep
     return load("cuda.norm").norm(x, branch, weight, bias, eps)
 
 
+def has_cpu_gate(a: Tensor, b: Tensor) -> bool:
+    """Whether the ``cpu`` backend gates a map ``(b, h, w, c)`` by another."""
+    return a.is_cpu and requested(None) in (None, "cpu") and load("cpu.gate").why_not(a, b) is None
+
+
 def fast_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, axis: str, silu: bool) -> Tensor:
     """The causal convolution of the ``cuda`` backend."""
     from slicescan.ops.backends.cuda import conv

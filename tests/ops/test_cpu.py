@@ -11,7 +11,7 @@ from numba import njit
 
 from slicescan.ops import slice_scan
 from slicescan.ops.backends import cpu as backend
-from slicescan.ops.backends.cpu import kernels
+from slicescan.ops.backends.cpu import build, kernels
 from slicescan.ops.backends.cpu.plan import CHUNK, plan_of
 from slicescan.ops.call import ScanCall
 from tests.parity import judge
@@ -162,8 +162,8 @@ def test_kernels_compile_where_nothing_can_be_kept(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return njit(**options)
 
-    monkeypatch.setattr(kernels, "njit", refusing)
-    assert kernels._entry(lambda x: x + 1)(1) == 2
+    monkeypatch.setattr(build, "njit", refusing)
+    assert build.entry(lambda x: x + 1)(1) == 2
 
 
 def test_it_says_why_it_cannot_run(monkeypatch):
@@ -174,13 +174,13 @@ def test_it_says_why_it_cannot_run(monkeypatch):
         backend.why_not(ScanCall(u.to("meta"), u, torch.zeros(4, 2), mix, mix)) == "needs tensors on the CPU, got meta"
     )
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install numba" in backend._numba_missing.__wrapped__()
+    assert "pip install numba" in backend.numba_missing.__wrapped__()
     monkeypatch.undo()
 
     def broken(name):
         raise ImportError("Numba needs NumPy 2.3 or less")
 
     monkeypatch.setattr("importlib.import_module", broken)
-    assert backend._numba_missing.__wrapped__() == (
+    assert backend.numba_missing.__wrapped__() == (
         "numba does not load (Numba needs NumPy 2.3 or less): pip install --upgrade numba"
     )

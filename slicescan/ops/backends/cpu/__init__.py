@@ -40,7 +40,7 @@ def why_not(call: ScanCall) -> str | None:
         return f"needs tensors on the CPU, got {call.u.device.type}"
     if call.u.dtype not in _DTYPES:
         return f"takes no {str(call.u.dtype).removeprefix('torch.')}; use backend='torch'"
-    return _numba_missing()
+    return numba_missing()
 
 
 def forward(call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +142,8 @@ def _total(x: Tensor) -> Tensor:
 
 
 @cache
-def _numba_missing() -> str | None:
+def numba_missing() -> str | None:
+    """Say in one sentence why numba cannot be imported, or None if it can."""
     if importlib.util.find_spec("numba") is None:
         return "needs numba: pip install numba"
     try:

@@ -6,34 +6,18 @@ all sums is fixed by the code, but for those over the channels of a block, which
 
 from typing import Any
 
-from numba import njit, types  # noqa: TID253
+from numba import njit  # noqa: TID253
 
-from slicescan.ops.backends.cpu.lanes import EXACT, constants, exp, intrinsic, sigmoid, softplus
+from slicescan.ops.backends.cpu.build import arrays_are_apart
+from slicescan.ops.backends.cpu.lanes import EXACT, constants, exp, sigmoid, softplus
 
 _SUMS: dict[str, Any] = {**EXACT, "fastmath": {"contract", "nsz", "reassoc"}}  # sums over channels may go by vectors
-
-
-@intrinsic
-def _arrays_are_apart(context):
-    """Promise that no two arrays of floats among the arguments of the function around overlap.
-
-    So the compiler need not test for it before each loop over channels.
-    """
-
-    def generate(context, builder, signature, arguments):
-        floats = [context.get_data_type(x).as_pointer() for x in (types.float32, types.float64)]
-        for argument in builder.function.args:
-            if argument.type in floats:
-                argument.add_attribute("noalias")
-        return context.get_dummy_value()
-
-    return types.none(), generate
 
 
 @njit(**EXACT)
 def weigh(u, raw, bias, positive, step, entering, steps):
     """Step sizes, through the softplus if they are to be ``positive``, and what enters the state before ``B``."""
-    _arrays_are_apart()
+    arrays_are_apart()
     for t in range(steps):
         for j in range(u.shape[1]):
             x = raw[t, j] + bias[j]
@@ -44,7 +28,7 @@ def weigh(u, raw, bias, positive, step, entering, steps):
 @njit(**EXACT)
 def advance(h, rates, step, entering, B, C, y, steps):
     """Run the recurrence, the state in place, and read it out."""
-    _arrays_are_apart()
+    arrays_are_apart()
     n, width = rates.shape
     for t in range(steps):
         for j in range(width):
@@ -60,7 +44,7 @@ def advance(h, rates, step, entering, B, C, y, steps):
 @njit(**EXACT)
 def advance_keeping(h, decay, rates, step, entering, B, C, y, steps):
     """The same, from ``h[0]``, keeping the state after each step in ``h`` and by what the last was multiplied."""
-    _arrays_are_apart()
+    arrays_are_apart()
     n, width = rates.shape
     for t in range(steps):
         for j in range(width):
@@ -82,7 +66,7 @@ def retreat(g, h, decay, rates, step, entering, B, C, dy, d_entering, d_power, d
     ``g``, the gradient of the state, changes in place; others are added to, or written.
     ``d_power`` is the sum over the states of the rate times the gradient of the logarithm of the decay.
     """
-    _arrays_are_apart()
+    arrays_are_apart()
     n, width = rates.shape
     zero, _, _, _, _, _, _ = constants(g[0, 0])
     for t in range(last - 1, first - 1, -1):
@@ -109,7 +93,7 @@ def retreat(g, h, decay, rates, step, entering, B, C, dy, d_entering, d_power, d
 @njit(**EXACT)
 def complete(y, u, skip, z, gated, steps):
     """Skip and gate of the output, in place."""
-    _arrays_are_apart()
+    arrays_are_apart()
     for t in range(steps):
         for j in range(y.shape[1]):
             whole = y[t, j] + skip[j] * u[t, j]
@@ -119,7 +103,7 @@ def complete(y, u, skip, z, gated, steps):
 @njit(**EXACT)
 def ungate(dy, dz, y, u, skip, z, steps):
     """Gradients of the output before the gate, in the place of ``dy``, and of the gate."""
-    _arrays_are_apart()
+    arrays_are_apart()
     _, one, _, _, _, _, _ = constants(y[0, 0])
     for t in range(steps):
         for j in range(y.shape[1]):
@@ -132,7 +116,7 @@ def ungate(dy, dz, y, u, skip, z, steps):
 @njit(**EXACT)
 def unweigh(d_entering, d_power, dy, u, raw, bias, skip, positive, step, d_skip, d_bias, steps):
     """Gradients of the input and of the raw step sizes, in the places of ``d_entering`` and ``d_power``."""
-    _arrays_are_apart()
+    arrays_are_apart()
     _, one, _, _, _, _, _ = constants(u[0, 0])
     for t in range(steps):
         for j in range(u.shape[1]):

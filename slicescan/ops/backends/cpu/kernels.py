@@ -4,16 +4,15 @@ A piece of work is a sequence, or a team of them, and all its channels or one bl
 which are copied into tiles, worked on there, and copied back.
 """
 
-import hashlib
-import inspect
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit, types  # noqa: TID253
+from numba import njit  # noqa: TID253
 
-from slicescan.ops.backends.cpu import chunk, lanes, plan, tiles
+from slicescan.ops.backends.cpu import build, chunk, lanes, plan, tiles
+from slicescan.ops.backends.cpu.build import claim, entry, fingerprint, room
 from slicescan.ops.backends.cpu.chunk import advance, advance_keeping, complete, retreat, ungate, unweigh, weigh
-from slicescan.ops.backends.cpu.lanes import EXACT, intrinsic
+from slicescan.ops.backends.cpu.lanes import EXACT
 from slicescan.ops.backends.cpu.plan import (
     CHUNK,
     DELTA,
@@ -29,22 +28,6 @@ from slicescan.ops.backends.cpu.plan import (
     Z,
 )
 from slicescan.ops.backends.cpu.tiles import load, store, walk
-
-
-@intrinsic
-def _claim(context, counter):
-    """The next number of a counter that threads share."""
-
-    def generate(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.atomic_rmw("add", data, context.get_constant(types.int64, 1), "monotonic")
-
-    return types.int64(counter), generate
-
-
-@njit(**EXACT)
-def _room(shape, like):
-    return np.empty(shape, like.dtype)
 
 
 @njit(**EXACT)
@@ -83,22 +66,10 @@ def _give_states(h, states, sequence, start, in_group, per_group):
                 states[sequence, channel + j, i] = h[k, i, j]
 
 
-def _entry(kernel: Callable[..., None]) -> Callable[..., None]:
-    """Compile a kernel at first use and keep it on disk, if there is a folder to write to."""
-    try:
-        return njit(nogil=True, cache=True, error_model="numpy")(kernel)
-    except RuntimeError:
-        return njit(nogil=True, error_model="numpy")(kernel)
-
-
 def _kernels(sources: str) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Both kernels.
+    """Both kernels; ``sources`` stands for the files that they call."""
 
-    Numba compiles anew what it finds on disk if this file has changed, or what a function encloses: so they enclose
-    ``sources``, which stands for the other files.
-    """
-
-    @_entry
+    @entry
     def scan_forward(counter, sizes, places, rates, vectors, first, last, saved):
         """Run all sequences forwards.
 
@@ -115,13 +86,13 @@ def _kernels(sources: str) -> tuple[Callable[..., None], Callable[..., None]]:
         assert sources
         sequences, slices, length, total, in_group, per_group, span, kind, softplus, gated = sizes
         blocks, n, width = rates.shape
-        maps, mixes = _room((9, CHUNK, width), rates), _room((2, CHUNK, n), rates)
-        states = _room((span, n, width), rates)
+        maps, mixes = room((9, CHUNK, width), rates), room((2, CHUNK, n), rates)
+        states = room((span, n, width), rates)
         u, raw, z, y, step, entering = maps[U], maps[DELTA], maps[Z], maps[Y], maps[7], maps[8]
         b, c = mixes[0], mixes[1]
         path = np.empty((3, CHUNK), np.int64)
         parts = blocks // span
-        item = _claim(counter)
+        item = claim(counter)
         while item < sequences * parts:
             sequence, start = item // parts, (item % parts) * span
             _take_states(states, first, sequence, start, in_group, per_group)
@@ -147,9 +118,9 @@ def _kernels(sources: str) -> tuple[Callable[..., None], Callable[..., None]]:
                     complete(y, u, skip, z, gated, steps)
                     store(y, places[Y], at, path, steps, count, kind)
             _give_states(states, last, sequence, start, in_group, per_group)
-            item = _claim(counter)
+            item = claim(counter)
 
-    @_entry
+    @entry
     def scan_backward(counter, sizes, places, rates, vectors, first, saved, d_last, d_first, sums, mix_kind):
         """Run all sequences backwards.
 
@@ -160,16 +131,16 @@ def _kernels(sources: str) -> tuple[Callable[..., None], Callable[..., None]]:
         assert sources
         sequences, slices, length, total, in_group, per_group, span, kind, softplus, gated = sizes
         blocks, n, width = rates.shape
-        maps, mixes = _room((12, CHUNK, width), rates), _room((4, CHUNK, n), rates)
+        maps, mixes = room((12, CHUNK, width), rates), room((4, CHUNK, n), rates)
         u, raw, z, dy, y, step, entering = maps[U], maps[DELTA], maps[Z], maps[GRAD_Y], maps[Y], maps[10], maps[11]
         d_entering, d_power, dz = maps[GRAD_U], maps[GRAD_DELTA], maps[GRAD_Z]
         b, c, db, dc = mixes[0], mixes[1], mixes[2], mixes[3]
-        starts, gradients = _room((span, n, width), rates), _room((span, n, width), rates)
-        h, decay = _room((CHUNK + 1, n, width), rates), _room((CHUNK, n, width), rates)
-        few, totals = _room((n, width), rates), _room((2, width), rates)
+        starts, gradients = room((span, n, width), rates), room((span, n, width), rates)
+        h, decay = room((CHUNK + 1, n, width), rates), room((CHUNK, n, width), rates)
+        few, totals = room((n, width), rates), room((2, width), rates)
         path = np.empty((3, CHUNK), np.int64)
         parts, teams = blocks // span, sums.shape[0]
-        item = _claim(counter)
+        item = claim(counter)
         while item < teams * parts:
             team, start = item // parts, (item % parts) * span
             for sequence in range(team * sequences // teams, (team + 1) * sequences // teams):
@@ -219,17 +190,9 @@ def _kernels(sources: str) -> tuple[Callable[..., None], Callable[..., None]]:
                                 store(mixes[2 + k], places[GRAD_B + k], at, path, steps, n, mix_kind)
                 if d_first.size:
                     _give_states(gradients, d_first, sequence, start, in_group, per_group)
-            item = _claim(counter)
+            item = claim(counter)
 
     return scan_forward, scan_backward
 
 
-def _sources() -> str:
-    try:
-        text = "".join(inspect.getsource(module) for module in (chunk, lanes, plan, tiles))
-    except OSError:  # none come with this application, and nothing can change
-        text = ""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-scan_forward, scan_backward = _kernels(_sources())
+scan_forward, scan_backward = _kernels(fingerprint(build, chunk, lanes, plan, tiles))
