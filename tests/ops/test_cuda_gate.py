@@ -76,6 +76,23 @@ def test_equal_inputs_give_equal_bits_in_whatever_order_threads_run(monkeypatch)
     assert all(torch.equal(a, b) for a, b in zip(first, results(gate.convolve, *arguments, "silu"), strict=True))
 
 
+def test_a_bias_may_be_a_part_of_a_larger_tensor():
+    x, weight, _, _ = draw()
+    bias = torch.randn(13)[1:]
+    torch.testing.assert_close(gate.convolve(x, weight, bias, None), plain(x, weight, bias, None))
+
+
+@pytest.mark.parametrize("pieces", [(1, 16, 4), (2, 8, 4), (4, 16, 2)])
+def test_other_pieces_make_the_same_maps(pieces, monkeypatch):
+    x, weight, _, _ = draw(c=16, h=7, w=18, dtype=BFLOAT)
+    first = gate.convolve(x, weight, None, "silu")
+    monkeypatch.setitem(gate._PIECES, "forward", pieces[:2])
+    monkeypatch.setitem(gate._VECTOR, "forward", pieces[2])
+    gate._planned.cache_clear()
+    assert torch.equal(gate.convolve(x, weight, None, "silu"), first)
+    gate._planned.cache_clear()
+
+
 def test_a_far_part_of_a_large_map_is_reached_by_wide_offsets(monkeypatch):
     monkeypatch.setattr(gate, "reach", lambda *_: 2**31)
     arguments = draw(h=3, w=4)

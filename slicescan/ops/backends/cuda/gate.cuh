@@ -4,7 +4,7 @@
 constexpr int HALVES = GATE ? 2 : 1;
 struct Args {
   Map x, y, g;  // forward: x, y; gradient: x, y's gradient, and what that of the convolution's result goes to with GATE
-  const float *weight, *bias;  // [channel][9], [channel]
+  const float *weight, *bias;  // [9][channel], so that neighbouring threads read neighbouring numbers; [channel]
   float* sums;  // gradient: [row of blocks][channel][10], dweight and dbias
   i64 batch, height, width, channels, rows;  // channels of one half
 };
@@ -27,6 +27,9 @@ DI void load(float* v, const Args& a, const Map& m, int b, int row, int column, 
   if constexpr (ES == 4 && V == 2) {
     const float2 x = ok ? __ldg((const float2*)p) : make_float2(0.f, 0.f);
     v[0] = x.x; v[1] = x.y;
+  } else if constexpr (ES == 2 && V == 4) {
+    const uint2 x = ok ? __ldg((const uint2*)p) : make_uint2(0u, 0u);
+    v[0] = get((T)x.x); v[1] = get((T)(x.x >> 16)); v[2] = get((T)x.y); v[3] = get((T)(x.y >> 16));
   } else if constexpr (ES == 2 && V == 2) {
     const u32 x = ok ? __ldg((const u32*)p) : 0u;
     v[0] = get((T)x); v[1] = get((T)(x >> 16));
@@ -36,14 +39,20 @@ DI void store(const float* v, const Map& m, int b, int row, int column, int d) {
   T* p = (T*)m.at + place(m, b, row, column, d);
   if constexpr (ES == 4 && V == 2) *(float2*)p = make_float2(v[0], v[1]);
   else if constexpr (ES == 2 && V == 2) *(u32*)p = (u32)put(v[0]) | (u32)put(v[1]) << 16;
+  else if constexpr (ES == 2 && V == 4)
+    *(uint2*)p = make_uint2((u32)put(v[0]) | (u32)put(v[1]) << 16, (u32)put(v[2]) | (u32)put(v[3]) << 16);
   else UNROLL for (int i = 0; i < V; i++) p[i] = put(v[i]);
 }
 struct Taps { float w[HALVES][9][V], bias[HALVES][V]; };
 DI void load_taps(Taps& c, const Args& a, int d) {
-  UNROLL for (int h = 0; h < HALVES; h++) UNROLL for (int i = 0; i < V; i++) {
-    const i64 channel = h * a.channels + d + i;
-    UNROLL for (int k = 0; k < 9; k++) c.w[h][k][i] = a.weight[channel * 9 + k];
-    c.bias[h][i] = a.bias ? a.bias[channel] : 0.f;
+  UNROLL for (int h = 0; h < HALVES; h++) UNROLL for (int k = 0; k < 10; k++) {
+    float* to = k < 9 ? c.w[h][k] : c.bias[h];
+    const float* from = k < 9 ? a.weight + (i64)k * HALVES * a.channels : a.bias;
+    if (from) from += h * a.channels + d;
+    if constexpr (V % 2 == 0) UNROLL for (int i = 0; i < V; i += 2) {
+      const float2 x = from ? __ldg((const float2*)(from + i)) : make_float2(0.f, 0.f);
+      to[i] = x.x; to[i + 1] = x.y;
+    } else UNROLL for (int i = 0; i < V; i++) to[i] = from ? __ldg(from + i) : 0.f;
   }
 }
 DI float normal_share(float x) { return 0.5f + 0.5f * erff(x * 0.7071067811865476f); }  // of what lies below x

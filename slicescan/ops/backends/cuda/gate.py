@@ -14,6 +14,7 @@ from slicescan.ops.backends.cuda.plan import KINDS, copy_bytes, place_of, reach
 
 ACTIVATIONS = {"linear": 0, "silu": 1, "gelu": 2}
 _PIECES = {"forward": (2, 8), "gradient": (1, 16)}  # rows and columns of a thread
+_VECTOR = {"forward": 2, "gradient": 2}  # channels of a thread, at most
 _ROWS = 1024  # rows of blocks whose sums of dweight and dbias remain
 _ORDER = torch.channels_last
 
@@ -80,7 +81,8 @@ def _result(x: Tensor, activation: str) -> Tensor:
 
 
 def _taps(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.float32).flatten(1).contiguous() if tensor.ndim > 1 else tensor.detach().float()
+    taps = tensor.detach().float() if tensor.ndim == 1 else tensor.detach().float().flatten(1).t().contiguous()
+    return taps if taps.data_ptr() % 8 == 0 else taps.clone()  # a part of a larger tensor; pairs are read at once
 
 
 def _pieces(direction: str, sizes: Sequence[int]) -> int:
@@ -106,7 +108,8 @@ def _planned(
     places = [place_of(stride, shape, "w", False, False)[1] for stride, _ in layouts]
     size, channels = dtype.itemsize, shape[3] // 2 if activation else shape[3]
     together = [copy_bytes(size, channels, 0, p, aligned) for p, (_, aligned) in zip(places, layouts, strict=True)]
-    vector = 2 if size == 4 and min(together) >= 8 or size == 2 and min(together) >= 4 else 1
+    most = _VECTOR[direction] if size == 2 else 2
+    vector = next((v for v in (4, 2) if v <= most and min(together) >= v * size), 1)
     wide = any(reach(stride, shape) >= 2**31 - 2**20 for stride, _ in layouts)
     tall, strip = _PIECES[direction]
     macros = {"KIND": KINDS[dtype], "WIDE": int(wide), "V": vector, "TALL": tall, "STRIP": strip,
