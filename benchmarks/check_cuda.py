@@ -1,4 +1,4 @@
-"""Check and time the CUDA backend on a GPU: ``python benchmarks/check_cuda.py [check] [times] [equal] [fuse] ...``.
+"""Check and time the CUDA backend on a GPU: ``python benchmarks/check_cuda.py [check] [times] [steps] [fuse] ...``.
 
 Errors are relative RMS against a float64 recurrence; beside them stands the limit that the same recurrence sets when it
 is computed plainly in the call's dtype. Times are medians in ms with flushed caches, next to the exponentials' floor.
@@ -14,16 +14,20 @@ import time
 import torch
 import torch.nn.functional as F
 
+from slicescan.ops import low_rank
 from slicescan.ops.backends import cuda
 from slicescan.ops.call import ScanCall
 
-TENSORS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+TENSORS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "delta_weight")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def make(shape, n=16, *, dtype="bf16", groups=1, axis="w", reverse=False, carry=False, softplus=True, without="", odd=0,
-         seed=0) -> ScanCall:  # fmt: skip
-    """A random call; ``odd`` shifts every map off its alignment, ``without`` names arguments to leave out."""
+def make(shape, n=16, *, dtype="bf16", groups=1, rank=None, axis="w", reverse=False, carry=False, softplus=True,
+         without="", odd=0, seed=0) -> ScanCall:  # fmt: skip
+    """A random call; ``odd`` shifts every map off its alignment, ``without`` names arguments to leave out.
+
+    With ``rank`` the steps are of low rank and cut, with ``B`` and ``C``, out of one map, as a layer makes it.
+    """
     gen = torch.Generator("cuda").manual_seed(seed)
     b, h, w, d = shape
     t = DTYPES[dtype]
@@ -41,8 +45,14 @@ def make(shape, n=16, *, dtype="bf16", groups=1, axis="w", reverse=False, carry=
     optional = {"D": draw(d), "z": mapped(d), "delta_bias": draw(d).abs() * 0.3, "initial_state": draw(b, states, d, n)}
     for name in without.split():
         optional[name] = None
-    return ScanCall(mapped(d), delta, A, mapped(groups, n), mapped(groups, n), **optional, axis=axis, reverse=reverse,
-                    carry=carry, delta_softplus=softplus)  # fmt: skip
+    B, C = mapped(groups, n), mapped(groups, n)
+    if rank is not None:
+        sizes = [rank, groups * n, groups * n]
+        delta, B, C = torch.cat([mapped(rank), B.flatten(3), C.flatten(3)], -1).split(sizes, -1)
+        B, C = B.unflatten(-1, (groups, n)), C.unflatten(-1, (groups, n))
+        optional["delta_weight"] = draw(d, rank) * rank**-0.5
+    return ScanCall(mapped(d), delta, A, B, C, **optional, axis=axis, reverse=reverse, carry=carry,
+                    delta_softplus=softplus)  # fmt: skip
 
 
 def plain(call: ScanCall, dtype, state, grad_y, grad_last) -> dict[str, torch.Tensor]:
@@ -61,6 +71,7 @@ def plain(call: ScanCall, dtype, state, grad_y, grad_last) -> dict[str, torch.Te
     u, delta, B, C, z = map(sequences, ("u", "delta", "B", "C", "z"))
     b, s, length, d = u.shape
     share = d // B.shape[3]
+    delta = delta if call.delta_weight is None else F.linear(delta, leaves["delta_weight"])
     dt = delta if call.delta_bias is None else delta + leaves["delta_bias"]
     dt = F.softplus(dt) if call.delta_softplus else dt
     h = leaves.get("initial_state", u.new_zeros(b, s, d, call.A.shape[1]))
@@ -84,10 +95,10 @@ def plain(call: ScanCall, dtype, state, grad_y, grad_last) -> dict[str, torch.Te
 
 
 def ours(backend, call, grad_y, grad_last) -> dict[str, torch.Tensor]:
-    y, last, saved = backend.forward(call, save=True)
-    again, _, _ = backend.forward(call, save=False)
+    y, last, saved = low_rank.forward(backend, call, save=True)
+    again, _, _ = low_rank.forward(backend, call, save=False)
     assert torch.equal(y, again), "saving changes the result"
-    grads = backend.backward(call, saved, grad_y, grad_last)
+    grads = low_rank.backward(backend, call, saved, grad_y, grad_last)
     return {"y": y, "last": last, **{"d" + k: getattr(grads, k) for k in TENSORS if getattr(call, k) is not None}}
 
 
@@ -104,9 +115,9 @@ def compile_ahead(calls) -> None:
     seen: set = set()
     launch, driver.launch = driver.launch, lambda device, kernel, *_: seen.add((kernel.file, kernel.macros))
     for call in calls:
-        y, last, saved = cuda.forward(call, save=True)
-        cuda.forward(call, save=False)
-        cuda.backward(call, saved, y, last)
+        y, last, saved = low_rank.forward(cuda, call, save=True)
+        low_rank.forward(cuda, call, save=False)
+        low_rank.backward(cuda, call, saved, y, last)
     driver.launch = launch
     major, minor = torch.cuda.get_device_capability()
     with ThreadPoolExecutor(16) as pool:
@@ -175,7 +186,22 @@ def cases():
     yield "bf16 chunks", {"shape": (1, 1, 2011, 72)}
     yield "fp32 chunks", {"shape": (1, 45, 31, 24), "dtype": "fp32", "axis": "h", "carry": True, "reverse": True}
     turned = {"carry": True, "axis": "h", "shape": (2, 7, 5, 24)}
+    for t, r in itertools.product(DTYPES, (1, 2, 5, 9, 18, 36, 64, 65)):
+        for axis, d in (("w", 72), ("h", 36)):
+            yield f"{t} {axis} d{d} rank{r}", {"shape": (2, 21, 21, d), "axis": axis, "rank": r, "dtype": t}
+    for t in ("bf16", "fp32"):
+        yield f"{t} rank9 n24", {**base, "n": 24, "rank": 9, "dtype": t}
+        yield f"{t} rank9 n64", {**base, "n": 64, "rank": 9, "dtype": t}
+        yield f"{t} rank5 d8", {"shape": (2, 5, 19, 8), "rank": 5, "dtype": t}
+        yield f"{t} rank18 d576", {"shape": (1, 3, 19, 576), "rank": 18, "dtype": t}
+        yield f"{t} rank5 chunks", {"shape": (1, 1, 2011, 72), "rank": 5, "dtype": t}
+        turns = {"axis": "h", "carry": True, "reverse": True}
+        yield f"{t} rank3 chunks carry h reverse", {"shape": (1, 45, 31, 24), "rank": 3, "dtype": t, **turns}
     settings = {
+        "rank": {"rank": 4},
+        "rank bare": {"rank": 4, "without": "D z delta_bias initial_state"},
+        "rank no softplus no bias": {"rank": 4, "softplus": False, "without": "delta_bias"},
+        "rank groups": {"rank": 4, "groups": 3},
         "reverse": {"reverse": True},
         "carry": {"carry": True},
         "carry h": turned,
@@ -192,15 +218,16 @@ def cases():
 
 
 def same_bits(backend) -> None:
-    for shape, t in (((4, 128, 128, 144), "bf16"), ((4, 96, 96, 24), "fp32")):
-        call = make(shape, dtype=t)
+    for shape, t, rank in (((4, 128, 128, 144), "bf16", None), ((4, 96, 96, 24), "fp32", None),
+                           ((4, 128, 128, 144), "bf16", 5), ((1, 64, 256, 72), "fp32", 3)):  # fmt: skip
+        call = make(shape, dtype=t, rank=rank)
         grad_y = torch.randn_like(call.u)
         first = None
         for _ in range(20):
             got = ours(backend, call, grad_y, call.initial_state)
             first = first or got
             assert all(torch.equal(got[k], first[k]) for k in got), "two runs differ"
-        print("20 runs give equal bits:", t, shape)
+        print("20 runs give equal bits:", t, shape, "rank", rank)
 
 
 def median(f) -> float:
@@ -221,6 +248,34 @@ def times(backend, rows, tune=lambda _: None, axes="wh") -> None:
             cells.append(f"{axis} {parts[0]:.3f} {parts[1]:.3f} {parts[2]:.3f} = {parts[1] + parts[2]:.3f}")
         floor = call.u.numel() * 16 / (16 * 132 * 1.755e9) * 1e3
         print(f"{label:28s} {t} floor {floor:.3f} |", " | ".join(cells), flush=True)
+
+
+def steps(rows) -> None:
+    """Steps of low rank, projected inside the scan and before it: by these times ``plan.FUSED_RANKS`` is to be set.
+
+    Columns are the forward pass without saving, with saving, and the backward pass, all with their matrix products.
+    """
+    from slicescan.ops.backends.cuda import plan
+
+    ranks = dict(plan.FUSED_RANKS)
+    for (shape, t), axis in itertools.product(rows, "wh"):
+        rank = -(-shape[3] // 32)  # a layer's default beside inner maps twice as wide
+        call = make(shape, dtype=t, axis=axis, rank=rank, without="initial_state")
+        cells = []
+        for name, most in (("inside", 64), ("before", 0)):
+            plan.FUSED_RANKS.update(forward=most, backward=most)
+            saved = low_rank.forward(cuda, call, save=True)[2]
+            parts = [median(functools.partial(low_rank.forward, cuda, call, save=save)) for save in (False, True)]
+            parts.append(median(functools.partial(low_rank.backward, cuda, call, saved, call.z, None)))
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            low_rank.backward(cuda, call, saved, call.z, None)
+            peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+            cells.append(
+                f"{name} {parts[0]:.3f} {parts[1]:.3f} {parts[2]:.3f} = {parts[1] + parts[2]:.3f}, {peak:.0f} MiB"
+            )
+        plan.FUSED_RANKS.update(ranks)
+        print(f"steps of rank {rank:2d} {str(shape):22s} {t} {axis} |", " | ".join(cells), flush=True)
 
 
 SQUARE = [(4, 256, 256, 144), (4, 128, 128, 288), (4, 64, 64, 576), (1, 720, 1280, 72)]
@@ -370,6 +425,8 @@ def main() -> int:
         tuning(cuda)
     if "times" in wanted:
         times(cuda, [(str(s), s, t, 0, None) for t in ("bf16", "fp32") for s in SQUARE])
+    if "times" in wanted or "steps" in wanted:
+        steps([(s, t) for t in ("bf16", "fp32") for s in SQUARE])
     if "triton" in wanted:
         backend = importlib.import_module("slicescan.ops.backends.triton")
         failed += check(backend, list(cases())[::9])

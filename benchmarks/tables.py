@@ -17,11 +17,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 def models() -> str:
     """Parameters, multiply-adds and state updates of every registered model, counted on shapes alone."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     import slicescan
+    from slicescan.engine.profile import WorkCounter
     from slicescan.layers import cross_scan
-    from slicescan.ops.library import FLOPS_PER_UPDATE
 
     cross_scan.PIECE = 2**60  # in bands the same work takes more steps to follow
     rows = ["| model | parameters | GMACs at 256×256 | scan updates at 256×256 | weights |", "|---|--:|--:|--:|---|"]
@@ -29,13 +28,13 @@ def models() -> str:
         with torch.device("meta"):
             model = slicescan.create_model(name)
             image = torch.empty(1, getattr(model, "in_chans", 3), 256, 256)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), WorkCounter() as counter:
             model(image)
-        params, flops = sum(weight.numel() for weight in model.parameters()), counter.get_flop_counts()["Global"]
-        updates = flops.pop(torch.ops.slicescan.slice_scan, 0) // FLOPS_PER_UPDATE
+        params = sum(weight.numel() for weight in model.parameters())
         weights = "in the package" if name in slicescan.list_pretrained() else "–"
-        macs = sum(flops.values()) // 2
-        rows.append(f"| `{name}` | {params:,} | {macs / 1e9:.1f} | {updates / 1e9:.2f} G | {weights} |")
+        rows.append(
+            f"| `{name}` | {params:,} | {counter.macs / 1e9:.1f} | {counter.scan_updates / 1e9:.2f} G | {weights} |"
+        )
     return "\n".join(rows)
 
 

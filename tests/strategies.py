@@ -21,9 +21,10 @@ OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 class Scan:
     """A call of ``slice_scan``: steps from 1e-4 to 20 and decay rates from 0.05 to 16, far from any initialisation.
 
-    ``layout`` is how maps lie in memory: ``dense`` in the order of their axes, ``planes`` permuted from (b, d, h, w),
-    ``turned`` from (b, w, h, d), ``cut`` out of wider tensors with ``B`` and ``C`` side by side, ``spread`` with one
-    row of ``delta`` and ``z`` expanded over all rows and every other channel of ``u``.
+    ``rank`` is that of the steps, if it is low. ``layout`` is how maps lie in memory: ``dense`` in the order of their
+    axes, ``planes`` permuted from (b, d, h, w), ``turned`` from (b, w, h, d), ``cut`` out of wider tensors with ``B``
+    and ``C`` side by side, ``spread`` with one row of ``delta`` and ``z`` expanded over all rows and every other
+    channel of ``u``.
     """
 
     b: int = 2
@@ -32,6 +33,7 @@ class Scan:
     d: int = 6
     n: int = 4
     groups: int | None = None
+    rank: int | None = None
     axis: str = "w"
     reverse: bool = False
     carry: bool = False
@@ -65,6 +67,10 @@ class Scan:
         delta = (steps + (-torch.expm1(-steps)).log() if self.delta_softplus else steps) - (
             bias if "delta_bias" not in self.without and self.delta_softplus else 0
         )
+        if self.rank is not None:
+            low, weight = normal(*maps, self.rank), normal(self.d, self.rank)
+            delta = 2 * low * self.rank**-0.5 if self.delta_softplus else low.abs()
+            weight = weight if self.delta_softplus else weight.abs()
         tensors = {
             "u": self.scale * normal(*maps, self.d),
             "delta": delta,
@@ -75,7 +81,7 @@ class Scan:
             "z": normal(*maps, self.d),
             "delta_bias": bias if self.delta_softplus else 0.01 * bias.abs(),
             "initial_state": self.scale * normal(*states),
-        }
+        } | ({} if self.rank is None else {"delta_weight": weight})
         kinds = dict.fromkeys(("u", "delta", "B", "C", "z"), self.dtype)
         tensors = {name: x.to(device, kinds.get(name, wide)) for name, x in tensors.items() if name not in self.without}
         flags = {name: getattr(self, name) for name in ("axis", "reverse", "carry", "delta_softplus")}
@@ -90,8 +96,8 @@ class Scan:
             laid |= {name: tensors[name].transpose(1, 2).contiguous().transpose(1, 2) for name in maps}
         elif self.layout == "cut":
             for first, second in (("u", "delta"), ("B", "C")):
-                both = torch.cat([tensors[first], tensors[second]], -1)
-                laid[first], laid[second] = both.chunk(2, -1)
+                pair = tensors[first], tensors[second]
+                laid[first], laid[second] = torch.cat(pair, -1).split([x.shape[-1] for x in pair], -1)
         elif self.layout == "spread":
             laid["u"] = torch.stack([tensors["u"]] * 2, -1)[..., 0]
             laid |= {x: tensors[x][:, :1].expand_as(tensors[x]) for x in ("delta", "z") if x in tensors and self.h}
@@ -100,7 +106,12 @@ class Scan:
 
 @st.composite
 def scans(
-    draw: st.DrawFn, *, longest: int = 9, dtypes: tuple[torch.dtype, ...] = (torch.float32,), **fixed: Any
+    draw: st.DrawFn,
+    *,
+    longest: int = 9,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+    ranks: tuple[int | None, ...] = (None,),
+    **fixed: Any,
 ) -> Scan:
     """A :class:`Scan` with any layout and flags, sizes from 0 to ``longest``; ``fixed`` are fields to keep."""
     carry = fixed.get("carry", draw(st.booleans()))
@@ -113,6 +124,7 @@ def scans(
         d=per_group * (groups or 1),
         n=draw(st.sampled_from([1, 4, 5, 16])),
         groups=groups,
+        rank=draw(st.sampled_from(ranks)),
         axis=draw(st.sampled_from("hw")),
         reverse=draw(st.booleans()),
         carry=carry,

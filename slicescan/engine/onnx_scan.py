@@ -27,14 +27,16 @@ def recurrence(state, rates, delta, entering, B, C, input_axes: Sequence[int], i
 
 
 def translate(
-    u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, delta_bias: Any, initial_state: Any, axis: str,
-    reverse: bool, carry: bool, delta_softplus: bool, backend: str, save: bool,
+    u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, delta_bias: Any, initial_state: Any, delta_weight: Any,
+    axis: str, reverse: bool, carry: bool, delta_softplus: bool, backend: str, save: bool,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     """Write ``slicescan::slice_scan``, whose arguments these are; what it would save for a backward pass is left out.
 
     Channels are seen as ``g`` groups of ``k``: ``B`` and ``C`` belong to a group.
     """
     (d, n), groups = A.shape, B.shape[3]
+    if delta_weight is not None:
+        delta = op.MatMul(delta, op.Transpose(delta_weight, perm=[1, 0]))
     turned = carry and axis == "h"  # the slices that are laid end to end must be neighbours
     if turned:
         u, delta, z = (None if x is None else op.Transpose(x, perm=[0, 2, 1, 3]) for x in (u, delta, z))

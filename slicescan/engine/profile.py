@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from slicescan.ops import dispatch
-from slicescan.ops.library import FLOPS_PER_UPDATE
+from slicescan.ops.library import scan_work
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def profile(model: nn.Module, size: Sequence[int] = (3, 256, 256)) -> Profile:
     first = next(iter(weights.values()), torch.empty(0))
     dtype = first.dtype if first.is_floating_point() else torch.float32
     device = torch.device("cpu") if first.is_meta else first.device
-    counter, memory = FlopCounterMode(display=False), LiveMemory()
+    counter, memory = WorkCounter(), LiveMemory()
     with torch.no_grad(), FakeTensorMode(), dispatch.watching() as backends, _countable():
         shadows = {
             name: torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device=device)
@@ -69,13 +69,11 @@ def profile(model: nn.Module, size: Sequence[int] = (3, 256, 256)) -> Profile:
         memory.follow(image)
         with counter, memory:
             torch.func.functional_call(model, shadows, (image,))
-    flops = counter.get_flop_counts().get("Global", {})
-    scan_flops = flops.pop(torch.ops.slicescan.slice_scan, 0)
     return Profile(
         size=tuple(size),
         params=sum(weight.numel() for weight in model.parameters()),
-        macs=sum(flops.values()) // 2,
-        scan_updates=scan_flops // FLOPS_PER_UPDATE,
+        macs=counter.macs,
+        scan_updates=counter.scan_updates,
         activation_bytes=memory.peak,
         backend=", ".join(sorted(backends)) or None,
     )
@@ -92,6 +90,24 @@ def _countable() -> Iterator[None]:
     finally:
         if asked is not None:
             os.environ[dispatch.VARIABLE] = asked
+
+
+class WorkCounter(FlopCounterMode):
+    """Counts multiply-adds, those of step projections inside scans among them, and updates of scans."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False, custom_mapping={torch.ops.slicescan.slice_scan: self._scan})
+        self.scan_updates = 0
+
+    def _scan(self, *shapes: Any, **_: Any) -> int:
+        updates, projection = scan_work(*shapes)
+        self.scan_updates += updates
+        return 2 * projection
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds counted so far."""
+        return self.get_total_flops() // 2
 
 
 class LiveMemory(TorchDispatchMode):

@@ -110,6 +110,6 @@ class BidirectionalMamba(Mamba):
             u = causal_conv(u, taps, conv.bias, axis=axis, silu=True)
         step, B, C = x_proj(u).split([self.dt_rank, self.state, self.state], -1)
         return slice_scan(
-            u, F.linear(step, dt_proj.weight), decay_rates(A_log), B, C, D, z, dt_proj.bias,
-            axis=axis, reverse=reverse, delta_softplus=True, return_last_state=True,
+            u, step, decay_rates(A_log), B, C, D, z, dt_proj.bias,
+            axis=axis, reverse=reverse, delta_softplus=True, delta_weight=dt_proj.weight, return_last_state=True,
         )  # fmt: skip

@@ -169,9 +169,9 @@ class SS2D(nn.Module):
         channels = slice(k * self.inner, (k + 1) * self.inner)
         step, B, C = F.linear(u, self.x_proj_weight[k]).split([self.dt_rank, self.state, self.state], -1)
         return slice_scan(
-            u, F.linear(step, self.dt_projs_weight[k]), decay[channels], B, C, self.Ds[channels],
+            u, step, decay[channels], B, C, self.Ds[channels],
             None, self.dt_projs_bias[k], axis=axis, reverse=reverse, carry=carry, delta_softplus=True,
-            initial_state=initial, return_last_state=True,
+            delta_weight=self.dt_projs_weight[k], initial_state=initial, return_last_state=True,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicescan.ops import causal_conv, slice_scan
@@ -158,7 +157,7 @@ class Mamba(nn.Module):
         step, B, C = self.x_proj(u).split([self.dt_rank, self.state, self.state], -1)
         y, last = slice_scan(
             u,
-            F.linear(step, self.dt_proj.weight),
+            step,
             decay_rates(self.A_log),
             B,
             C,
@@ -169,6 +168,7 @@ class Mamba(nn.Module):
             initial_state=past.state if past else None,
             return_last_state=True,
             delta_softplus=True,
+            delta_weight=self.dt_proj.weight,
         )
         return self.out_proj(y), inputs, last
 

@@ -13,9 +13,10 @@ class ScanCall:
 
     Shapes: ``u``, ``delta``, ``z`` ``(b, h, w, d)`` of any strides; ``A`` ``(d, n)``; ``B`` and ``C``
     ``(b, h, w, g, n)``; ``D``, ``delta_bias`` ``(d,)``; ``initial_state`` ``(b, s, d, n)`` with ``s`` slices, or 1
-    with ``carry``. Parameters (``A``, ``D``, ``delta_bias``, ``initial_state``) are in the compute dtype: float64 if
-    ``u`` is float64, float32 otherwise. All tensors are on one device; ``delta``, ``z``, ``B``, ``C`` have the dtype of
-    ``u``.
+    with ``carry``. With ``delta_weight``, ``(d, r)``, ``delta`` is ``(b, h, w, r)``, and the raw steps are
+    ``delta @ delta_weight.T``; see :mod:`slicescan.ops.low_rank` for who meets such calls. Parameters (``A``, ``D``,
+    ``delta_bias``, ``initial_state``, ``delta_weight``) are in the compute dtype: float64 if ``u`` is float64, float32
+    otherwise. All tensors are on one device; ``delta``, ``z``, ``B``, ``C`` have the dtype of ``u``.
     """
 
     u: Tensor
@@ -27,6 +28,7 @@ class ScanCall:
     z: Tensor | None = None
     delta_bias: Tensor | None = None
     initial_state: Tensor | None = None
+    delta_weight: Tensor | None = None
     axis: Literal["h", "w"] = "w"
     reverse: bool = False
     carry: bool = False
@@ -45,6 +47,7 @@ class Gradients(NamedTuple):
     z: Tensor | None
     delta_bias: Tensor | None
     initial_state: Tensor | None
+    delta_weight: Tensor | None = None
 
 
 def empty_gradients(call: ScanCall) -> Gradients:
@@ -57,4 +60,5 @@ def empty_gradients(call: ScanCall) -> Gradients:
         return None if tensor is None else tensor.new_empty(tensor.shape)
 
     return Gradients(like(call.u), like(call.delta), dense(call.A), dense(call.B), dense(call.C), dense(call.D),
-                     like(call.z), dense(call.delta_bias), dense(call.initial_state))  # fmt: skip
+                     like(call.z), dense(call.delta_bias), dense(call.initial_state),
+                     dense(call.delta_weight))  # fmt: skip

@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from slicescan.ops import dispatch
+from slicescan.ops import dispatch, low_rank
 from slicescan.ops.call import Gradients, ScanCall
 from slicescan.ops.paths import state_shape
 
 FLOPS_PER_UPDATE = 9
 """Declared for one update of one state; the field's convention for selective scans."""
 
-TENSORS = tuple(field.name for field in dataclasses.fields(ScanCall))[:9]
+TENSORS = tuple(field.name for field in dataclasses.fields(ScanCall))[:10]
 
 _ARGUMENTS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "Tensor? initial_state, str axis, bool reverse, bool carry, bool delta_softplus, str backend"
+    "Tensor? initial_state, Tensor? delta_weight, str axis, bool reverse, bool carry, bool delta_softplus, str backend"
 )
 
 
@@ -50,7 +50,7 @@ def run(*arguments: Any, backend: str | None) -> tuple[Tensor, Tensor]:
     if recorded:
         return _Unwatched.apply(call, name, *arguments[: len(TENSORS)])
     with _no_autocast(call):
-        return dispatch.load(name).forward(call, save=False)[:2]
+        return low_rank.forward(dispatch.load(name), call, save=False)[:2]
 
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
@@ -92,7 +92,7 @@ def _for_transforms(backend: str | None) -> str:
 
 def _plain(call: ScanCall) -> tuple[Tensor, Tensor]:
     with _no_autocast(call):
-        return dispatch.reference.slice_scan(call)
+        return dispatch.reference.slice_scan(low_rank.project(call))
 
 
 def _no_autocast(call: ScanCall) -> AbstractContextManager[Any]:
@@ -113,13 +113,13 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *fields, backend, save = arguments
     call = ScanCall(*fields)
     with _no_autocast(call):
-        return _differentiable(call, backend).forward(call, save=save)
+        return low_rank.forward(_differentiable(call, backend), call, save=save)
 
 
 def _forward_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *fields, backend, save = arguments
     call = ScanCall(*fields)
-    shape, dtype = _differentiable(call, backend).saved_spec(call) if save else ((0,), call.A.dtype)
+    shape, dtype = low_rank.saved_spec(_differentiable(call, backend), call) if save else ((0,), call.A.dtype)
     saved = call.u.new_empty(shape, dtype=dtype)
     return torch.empty_like(call.u), call.A.new_empty(state_shape(call)), saved
 
@@ -128,7 +128,7 @@ def _backward(*arguments: Any) -> list[Tensor]:
     *fields, backend, saved, grad_y, grad_last = arguments
     call = ScanCall(*fields)
     with _no_autocast(call):
-        grads = _differentiable(call, backend).backward(call, saved, grad_y, grad_last)
+        grads = low_rank.backward(_differentiable(call, backend), call, saved, grad_y, grad_last)
     return [call.A.new_empty(0) if grad is None else grad for grad in grads]
 
 
@@ -166,7 +166,7 @@ class _Unwatched(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: ScanCall, backend: str, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         with _no_autocast(call):
-            y, last, saved = dispatch.load(backend).forward(call, save=True)
+            y, last, saved = low_rank.forward(dispatch.load(backend), call, save=True)
         ctx.settings = (call.axis, call.reverse, call.carry, call.delta_softplus, backend)
         ctx.save_for_backward(*tensors, saved)
         ctx.set_materialize_grads(False)
@@ -183,7 +183,7 @@ def _unwatched_backward(*arguments: Any) -> Gradients:
     *fields, backend, saved, grad_y, grad_last = arguments
     call = ScanCall(*fields)
     with _no_autocast(call):
-        return dispatch.load(backend).backward(call, saved, grad_y, grad_last)
+        return low_rank.backward(dispatch.load(backend), call, saved, grad_y, grad_last)
 
 
 def _gradients(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -223,15 +223,19 @@ slice_scan_backward_op.register_autograd(_no_second_derivative)
 
 
 @register_flop_formula(torch.ops.slicescan.slice_scan)
-def _forward_flops(
-    u_shape: Sequence[int], delta_shape: Sequence[int], A_shape: Sequence[int], *_: Any, **__: Any
-) -> int:
-    b, h, w, d = u_shape
-    return FLOPS_PER_UPDATE * b * h * w * d * A_shape[1]
+def _forward_flops(u_shape: Sequence[int], *others: Any, **_: Any) -> int:
+    updates, projection = scan_work(u_shape, *others)
+    return FLOPS_PER_UPDATE * updates + 2 * projection
 
 
 @register_flop_formula(torch.ops.slicescan.slice_scan_backward)
-def _backward_flops(
-    u_shape: Sequence[int], delta_shape: Sequence[int], A_shape: Sequence[int], *_: Any, **__: Any
-) -> int:
-    return 2 * _forward_flops(u_shape, delta_shape, A_shape)
+def _backward_flops(u_shape: Sequence[int], *others: Any, **_: Any) -> int:
+    return 2 * _forward_flops(u_shape, *others)
+
+
+def scan_work(*shapes: Any) -> tuple[int, int]:
+    """State updates of a scan and multiply-adds of its step projection, from the shapes of the operator's arguments."""
+    given = dict(zip(TENSORS, shapes, strict=False))
+    b, h, w, d = given["u"]
+    rank = 0 if given.get("delta_weight") is None else given["delta_weight"][1]
+    return b * h * w * d * given["A"][1], b * h * w * d * rank

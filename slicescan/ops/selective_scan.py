@@ -13,13 +13,15 @@ from slicescan.ops.slice_scan import prepare
 def selective_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
     delta_bias: Tensor | None = None, *, reverse: bool = False, initial_state: Tensor | None = None,
-    return_last_state: Literal[False] = False, delta_softplus: bool = False, backend: str | None = None,
+    return_last_state: Literal[False] = False, delta_softplus: bool = False,
+    delta_weight: Tensor | None = None, backend: str | None = None,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def selective_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
     delta_bias: Tensor | None = None, *, reverse: bool = False, initial_state: Tensor | None = None,
-    return_last_state: Literal[True], delta_softplus: bool = False, backend: str | None = None,
+    return_last_state: Literal[True], delta_softplus: bool = False,
+    delta_weight: Tensor | None = None, backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def selective_scan(
     u,
@@ -35,6 +37,7 @@ def selective_scan(
     initial_state=None,
     return_last_state=False,
     delta_softplus=False,
+    delta_weight=None,
     backend=None,
 ):
     """Run a linear recurrence whose step, input and read-out depend on the input.
@@ -44,7 +47,8 @@ def selective_scan(
 
     Args:
         u: Input, ``(b, l, d)``, any strides.
-        delta: Step sizes, ``(b, l, d)``, dimensionless; made positive by ``delta_softplus``.
+        delta: Step sizes, ``(b, l, d)``, dimensionless; made positive by ``delta_softplus``. With ``delta_weight``
+            their form of low rank, ``(b, l, r)``.
         A: Decay rates, ``(d, n)``, negative for a stable scan.
         B: How the input enters the state, ``(b, l, n)``, or ``(b, l, g, n)`` for ``g`` groups of channels.
         C: How the state is read out, shaped as ``B``.
@@ -55,6 +59,9 @@ def selective_scan(
         initial_state: State before the first step, ``(b, d, n)``.
         return_last_state: Also return the state after the last step, ``(b, d, n)``.
         delta_softplus: Take the softplus of the step sizes.
+        delta_weight: ``(d, r)``; the steps of channel ``c``, before bias and softplus, are ``delta @ delta_weight[c]``,
+            rounded to the dtype of the maps as those of a linear layer. The ``cuda`` backend forms them inside the scan
+            and stores no map of them.
         backend: Name of the backend; None or ``"auto"`` takes the fastest that can run the call.
 
     Returns:
@@ -75,8 +82,10 @@ def selective_scan(
     """
     axes = Axes("selective_scan")
     axes.bind("u", u, "bld")
-    fields = prepare(axes, u, delta, A, B, C, D, z, delta_bias, initial_state, maps="bld", mixes="bl", states="bdn")
-    u_, delta_, A_, B_, C_, D_, z_, bias_, state_ = fields
+    fields = prepare(
+        axes, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_weight, maps="bld", mixes="bl", states="bdn"
+    )
+    u_, delta_, A_, B_, C_, D_, z_, bias_, state_, weight_ = fields
     y, last = run(
         *(x.unsqueeze(1) for x in (u_, delta_)),
         A_,
@@ -85,6 +94,7 @@ def selective_scan(
         None if z_ is None else z_.unsqueeze(1),
         bias_,
         None if state_ is None else state_.unsqueeze(1),
+        weight_,
         "w",
         reverse,
         False,

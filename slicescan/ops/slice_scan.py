@@ -14,14 +14,14 @@ def slice_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
     delta_bias: Tensor | None = None, *, axis: Literal["h", "w"], reverse: bool = False, carry: bool = False,
     initial_state: Tensor | None = None, return_last_state: Literal[False] = False, delta_softplus: bool = False,
-    backend: str | None = None,
+    delta_weight: Tensor | None = None, backend: str | None = None,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def slice_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
     delta_bias: Tensor | None = None, *, axis: Literal["h", "w"], reverse: bool = False, carry: bool = False,
     initial_state: Tensor | None = None, return_last_state: Literal[True], delta_softplus: bool = False,
-    backend: str | None = None,
+    delta_weight: Tensor | None = None, backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def slice_scan(
     u,
@@ -39,6 +39,7 @@ def slice_scan(
     initial_state=None,
     return_last_state=False,
     delta_softplus=False,
+    delta_weight=None,
     backend=None,
 ):
     """Run a selective scan inside every row or every column of a map, without permuting or copying it.
@@ -48,7 +49,8 @@ def slice_scan(
 
     Args:
         u: Input, ``(b, h, w, d)``, any strides.
-        delta: Step sizes, ``(b, h, w, d)``, dimensionless; made positive by ``delta_softplus``.
+        delta: Step sizes, ``(b, h, w, d)``, dimensionless; made positive by ``delta_softplus``. With ``delta_weight``
+            their form of low rank, ``(b, h, w, r)``.
         A: Decay rates, ``(d, n)``, negative for a stable scan.
         B: How the input enters the state, ``(b, h, w, n)``, or ``(b, h, w, g, n)`` for ``g`` groups of channels.
         C: How the state is read out, shaped as ``B``.
@@ -61,6 +63,9 @@ def slice_scan(
         initial_state: State before the first step, ``(b, slices, d, n)``, or ``(b, d, n)`` with ``carry``.
         return_last_state: Also return the state after the last step.
         delta_softplus: Take the softplus of the step sizes.
+        delta_weight: ``(d, r)``; the steps of channel ``c``, before bias and softplus, are ``delta @ delta_weight[c]``,
+            rounded to the dtype of the maps as those of a linear layer. The ``cuda`` backend forms them inside the scan
+            and stores no map of them.
         backend: Name of the backend; None or ``"auto"`` takes the fastest that can run the call.
 
     Returns:
@@ -87,11 +92,13 @@ def slice_scan(
     axes.bind("u", u, "bhwd")
     states = "bd" if carry else ("bhd" if axis == "w" else "bwd")
     fields = prepare(
-        axes, u, delta, A, B, C, D, z, delta_bias, initial_state, maps="bhwd", mixes="bhw", states=states + "n"
-    )
-    if carry and fields[-1] is not None:
-        fields = (*fields[:-1], fields[-1].unsqueeze(1))
-    y, last = run(*fields, axis, reverse, carry, delta_softplus, backend=backend)
+        axes, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_weight, maps="bhwd", mixes="bhw",
+        states=states + "n",
+    )  # fmt: skip
+    *others, state, weight = fields
+    if carry and state is not None:
+        state = state.unsqueeze(1)
+    y, last = run(*others, state, weight, axis, reverse, carry, delta_softplus, backend=backend)
     y = y if y.dtype == u.dtype else y.to(u.dtype)
     if not return_last_state:
         return y
@@ -109,6 +116,7 @@ def prepare(
     z: Tensor | None,
     delta_bias: Tensor | None,
     initial_state: Tensor | None,
+    delta_weight: Tensor | None,
     *,
     maps: str,
     mixes: str,
@@ -119,7 +127,7 @@ def prepare(
     Maps are promoted to their widest dtype; parameters and states are float32, or float64 beside float64 maps.
     """
     op = axes.op
-    axes.bind("delta", delta, maps)
+    axes.bind("delta", delta, maps if delta_weight is None else maps[:-1] + "r")
     axes.bind("A", A, "dn")
     grouped = B.ndim == len(mixes) + 2
     axes.bind("B", B, mixes + ("gn" if grouped else "n"))
@@ -128,12 +136,13 @@ def prepare(
     if groups < 1 or d % groups:
         raise ValueError(f"{op}: B has {groups} groups, which do not divide the {d} channels of u")
     given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
-    given["initial_state"] = initial_state
+    given |= {"initial_state": initial_state, "delta_weight": delta_weight}
     for name, tensor, letters in (
         ("D", D, "d"),
         ("z", z, maps),
         ("delta_bias", delta_bias, "d"),
         ("initial_state", initial_state, states),
+        ("delta_weight", delta_weight, "dr"),
     ):
         if tensor is not None:
             axes.bind(name, tensor, letters)
@@ -152,8 +161,8 @@ def prepare(
     if not grouped:
         B, C = B.unsqueeze(-2), C.unsqueeze(-2)
     cast_u, cast_delta, cast_B, cast_C, cast_z = (_cast(x, dtype) for x in (u, delta, B, C, z))
-    cast_A, cast_D, bias, state = (_cast(x, wide) for x in (A, D, delta_bias, initial_state))
-    return cast_u, cast_delta, cast_A, cast_B, cast_C, cast_D, cast_z, bias, state
+    cast_A, cast_D, bias, state, weight = (_cast(x, wide) for x in (A, D, delta_bias, initial_state, delta_weight))
+    return cast_u, cast_delta, cast_A, cast_B, cast_C, cast_D, cast_z, bias, state, weight
 
 
 _KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

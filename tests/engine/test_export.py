@@ -136,7 +136,10 @@ def test_every_form_of_the_scan_is_written_as_one_node(tmp_path):
     forms = []
     optional = ((), ("D", "z", "delta_bias", "initial_state"))
     for axis, reverse, carry, without in itertools.product("wh", (False, True), (False, True), optional):
-        scan = Scan(b=2, h=3, w=5, d=8, n=4, groups=2, axis=axis, reverse=reverse, carry=carry, without=without)
+        rank = None if without else 3
+        scan = Scan(
+            b=2, h=3, w=5, d=8, n=4, groups=2, rank=rank, axis=axis, reverse=reverse, carry=carry, without=without
+        )
         arguments = {key: value for key, value in scan.arguments().items() if value is not None}
         tensors = {key: value for key, value in arguments.items() if isinstance(value, torch.Tensor)}
         settings = {key: value for key, value in arguments.items() if key not in tensors}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from slicescan import create_model, profile
-from slicescan.layers import InterScan, SliceScan2D
+from slicescan.layers import InterScan, Mamba, SliceScan2D
 from slicescan.ops.backends import ALL
 
 
@@ -15,6 +15,14 @@ def test_scan_updates_are_images_times_positions_times_channels_times_states():
     assert found.scan_updates == 2 * 6 * 10 * 8 * 5  # rows and columns, 8 inner channels each
     assert profile(InterScan(8, state=5), (8, 6, 10)).scan_updates == (6 + 10) * 8 * 5
     assert profile(nn.Conv2d(8, 8, 1), (8, 6, 10)).scan_updates == 0
+
+
+def test_the_step_projection_inside_a_scan_is_counted_as_the_linear_layer_it_is():
+    layer = Mamba(8, state=5, dt_rank=3)
+    inner, maps = layer.D.numel(), sum(x.weight.numel() for x in (layer.in_proj, layer.x_proj, layer.out_proj))
+    found = profile(layer, (6, 8))
+    assert found.macs == 6 * (maps + layer.dt_proj.weight.numel()) + (6 + 3) * 4 * inner  # the convolution is padded
+    assert found.scan_updates == 6 * inner * 5
 
 
 def test_the_backend_of_the_scans_is_named():

@@ -8,11 +8,14 @@ from slicescan.ops.backends.cuda import driver, nvrtc, plan
 from slicescan.ops.call import ScanCall
 
 
-def call_of(shape, *, n=16, groups=1, dtype=torch.bfloat16, device="cpu", offset=0, **flags) -> ScanCall:
+def call_of(shape, *, n=16, groups=1, rank=None, dtype=torch.bfloat16, device="cpu", offset=0, **flags) -> ScanCall:
     d = shape[3]
     u = torch.zeros(*shape[:3], d + offset, dtype=dtype, device=device)[..., offset:]
     mix = torch.zeros(*shape[:3], groups, n, dtype=dtype, device=device)
-    return ScanCall(u, u, torch.zeros(d, n, device=device), mix, mix, z=u, delta_softplus=True, **flags)
+    delta = u if rank is None else torch.zeros(*shape[:3], rank + 2 * n, dtype=dtype, device=device)[..., :rank]
+    weight = None if rank is None else torch.zeros(d, rank, device=device)
+    A = torch.zeros(d, n, device=device)
+    return ScanCall(u, delta, A, mix, mix, z=u, delta_weight=weight, delta_softplus=True, **flags)
 
 
 def kernels_of(call, monkeypatch, *, chunks=False) -> set:
@@ -35,17 +38,34 @@ VARIANTS = {
     "float32": {"shape": (1, 4, 64, 288), "dtype": torch.float32},
     "64 states, columns carried on": {"shape": (1, 4, 64, 24), "n": 64, "axis": "h", "carry": True},
     "chunks": {"shape": (1, 1, 4096, 72)},
+    "bfloat16, rank 9": {"shape": (1, 4, 64, 288), "rank": 9},
+    "bfloat16, 8 lanes, rank 18": {"shape": (1, 4, 64, 24), "rank": 18},
+    "float16, rank 5": {"shape": (1, 4, 64, 144), "rank": 5, "dtype": torch.float16},
+    "float32, 64 states, rank 64": {"shape": (1, 4, 64, 576), "n": 64, "rank": 64, "dtype": torch.float32},
+    "chunks, rank 2": {"shape": (1, 1, 4096, 72), "rank": 2},
 }
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_kernels_compile_without_a_gpu(name, architecture, monkeypatch):
-    kernels = kernels_of(call_of(**VARIANTS[name]), monkeypatch, chunks=name == "chunks")
+    kernels = kernels_of(call_of(**VARIANTS[name]), monkeypatch, chunks="chunks" in name)
     assert {kernel for kernel, _ in kernels} >= {"forward", "backward", "reduce"}
+    rank = VARIANTS[name].get("rank", 0)
     for kernel, macros in kernels:
+        assert dict(macros)["RANK"] == rank, kernel
         image = nvrtc.compile_source(driver.source(kernel), driver.options(macros), architecture)
         assert image.startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_ranks_that_the_plan_leaves_out_are_projected_first(direction, monkeypatch):
+    call = call_of((1, 2, 9, 24), rank=5)
+    assert cuda.fuses_steps(call, direction)
+    monkeypatch.setitem(plan.FUSED_RANKS, direction, 4)
+    assert not cuda.fuses_steps(call, direction)
+    assert cuda.fuses_steps(call_of((1, 2, 9, 24), rank=4), direction)
+    assert not cuda.fuses_steps(call_of((1, 2, 9, 24), rank=0), direction)
 
 
 def test_an_error_in_the_source_comes_with_the_compilers_words():

@@ -50,11 +50,31 @@ SCANS = {
     "one step": BASE.replace(w=1),
     "eight steps": BASE.replace(w=8),
     "large inputs": BASE.replace(w=40, scale=1e3, dtype=BFLOAT),
+    "steps of rank 1": BASE.replace(rank=1),
+    "steps of rank 2 in bfloat16": BASE.replace(rank=2, dtype=BFLOAT),
+    "steps of rank 5, columns backwards, in bfloat16": COLUMNS.replace(
+        rank=5, reverse=True, dtype=BFLOAT, layout="cut"
+    ),
+    "steps of rank 9, columns carried on": COLUMNS.replace(rank=9, carry=True),
+    "steps of rank 9 in float16": BASE.replace(rank=9, dtype=HALF, d=37),
+    "steps of rank 18 in bfloat16": BASE.replace(rank=18, dtype=BFLOAT, d=40, layout="planes"),
+    "steps of rank 36": BASE.replace(rank=36, d=17, without=("z", "delta_bias", "D", "initial_state")),
+    "steps of rank 64 in bfloat16": BASE.replace(rank=64, d=8, dtype=BFLOAT),
+    "steps of rank 65 are projected first": BASE.replace(rank=65, d=8),
+    "steps of rank 3 as they are in bfloat16": BASE.replace(rank=3, delta_softplus=False, dtype=BFLOAT),
+    "steps of rank 4, groups": BASE.replace(rank=4, groups=2, d=16, dtype=BFLOAT),
+    "steps of rank 5, 24 states": BASE.replace(rank=5, n=24),
+    "steps of rank 5, 64 states in bfloat16": BASE.replace(rank=5, n=64, d=9, dtype=BFLOAT),
+    "steps of rank 5, several blocks of channels in bfloat16": BASE.replace(rank=5, h=1, d=160, dtype=BFLOAT),
+    "steps of rank 6, several blocks of channels": BASE.replace(rank=6, h=2, w=9, d=112, layout="spread"),
+    "steps of rank 7, one step": BASE.replace(rank=7, w=1, d=3),
     "no step": BASE.replace(w=0),
     "no image": BASE.replace(b=0),
 }
 CHUNKED = ("rows", "columns backwards in bfloat16", "columns carried on, backwards, in bfloat16", "no gate", "groups",
-           "24 states in bfloat16", "step sizes as they are", "one step")  # fmt: skip
+           "24 states in bfloat16", "step sizes as they are", "one step",
+           "steps of rank 5, columns backwards, in bfloat16", "steps of rank 9, columns carried on",
+           "steps of rank 36")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -89,9 +109,10 @@ def test_chunks_of_a_sequence_give_the_same_as_the_whole(name, monkeypatch):
 @pytest.mark.usefixtures("whole")
 @pytest.mark.parametrize("dtype", [BFLOAT, FLOAT])
 @pytest.mark.parametrize("lanes", [8, 16, 32])
-def test_every_lane_width_sums_over_channels(lanes, dtype, monkeypatch):
+@pytest.mark.parametrize("rank", [None, 18])
+def test_every_lane_width_sums_over_channels(lanes, dtype, rank, monkeypatch):
     monkeypatch.setattr(plan, "_lane_width", lambda *_: lanes)
-    judge(BASE.replace(h=5, w=9, d=40, dtype=dtype).arguments(), "cuda")
+    judge(BASE.replace(h=5, w=9, d=40, rank=rank, dtype=dtype).arguments(), "cuda")
 
 
 def call_of(scan) -> ScanCall:
@@ -102,12 +123,13 @@ def call_of(scan) -> ScanCall:
 
 def results(call) -> list[torch.Tensor]:
     y, last, saved = cuda.forward(call, save=True)
-    return [y, last, *cuda.backward(call, saved, torch.ones_like(y), torch.ones(state_shape(call)))]
+    grads = cuda.backward(call, saved, torch.ones_like(y), torch.ones(state_shape(call)))
+    return [y, last, *(grad for grad in grads if grad is not None)]
 
 
 @pytest.mark.usefixtures("whole")
 def test_the_order_of_threads_does_not_matter(monkeypatch):
-    call = call_of(BASE.replace(w=19, d=72, dtype=BFLOAT))
+    call = call_of(BASE.replace(w=19, d=72, rank=5, dtype=BFLOAT))
     first = results(call)
     monkeypatch.setattr(driver, "launch", functools.partial(cuda_emulator.launch, falling=True))
     assert all(torch.equal(a, b) for a, b in zip(first, results(call), strict=True))
@@ -125,11 +147,22 @@ def test_maps_of_more_than_two_to_the_31_elements_have_wide_offsets():
     assert all(torch.equal(a, b) for a, b in zip(results(call), results(wide), strict=True))
 
 
-def test_the_emulator_finds_a_missing_wait(monkeypatch):
-    source = driver.source("forward")
-    monkeypatch.setattr(driver, "source", lambda _: source.replace("      copies_wait(); warp_sync();", "", 1))
+FAULTS = {
+    "waits": ("forward", "      copies_wait(); warp_sync();", "", BASE),
+    "keeps the low-rank steps": ("backward", "low_grads.take(x_tile, lane);", "", BASE.replace(rank=3)),
+    "adds up over steps": ("backward", "low_grads.sum_steps(", "if (i) low_grads.sum_steps(", BASE.replace(rank=3)),
+    "adds up over channels": ("backward", "k < CW; k += K", "k < CW; k += 2 * K", BASE.replace(rank=3)),
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_the_emulator_finds_a_kernel_that_no_longer(what, monkeypatch):
+    file, line, instead, scan = FAULTS[what]
+    sources = {name: driver.source(name) for name in ("forward", "backward", "reduce")}
+    assert line in sources[file]
+    sources[file] = sources[file].replace(line, instead, 1)
+    monkeypatch.setattr(driver, "source", sources.__getitem__)
     cuda_emulator.library.cache_clear()
     with pytest.raises(Disagreement):
-        with torch.no_grad():
-            judge(BASE.arguments(), "cuda")
+        judge(scan.arguments(), "cuda")
     cuda_emulator.library.cache_clear()

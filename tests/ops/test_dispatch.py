@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from slicescan import ops
-from slicescan.ops import BackendError, dispatch, slice_scan
+from slicescan.ops import BackendError, dispatch, low_rank, slice_scan
 from slicescan.ops.backends import mamba_ssm
 from slicescan.ops.call import ScanCall
 from tests.parity import measure
@@ -116,6 +116,23 @@ def test_a_backend_from_outside_runs_the_calls_that_name_it(mine):
         run(reverse=True, backend="mine")
 
 
+def test_a_backend_meets_steps_of_low_rank_only_if_it_says_so(mine):
+    ops.register_backend("mine", mine)
+    arguments = Scan(rank=2).arguments()
+    tensors = {name: x.requires_grad_() if isinstance(x, Tensor) else x for name, x in arguments.items()}
+    widths, plain = [], mine.forward
+
+    def forward(call, *, save):
+        widths.append((call.delta.shape[3], call.delta_weight is None))
+        return plain(low_rank.project(call), save=save)
+
+    mine.forward = forward
+    slice_scan(**tensors, backend="mine").sum().backward()
+    mine.fuses_steps = lambda call, direction: direction == "forward"
+    slice_scan(**tensors, backend="mine").sum().backward()
+    assert widths == [(6, True), (2, False)] and mine.seen == ["forward", "backward"] * 2
+
+
 def test_a_backend_from_outside_may_be_tried_before_others(mine):
     ops.register_backend("mine", mine, before="cuda")
     with dispatch.watching() as names:
@@ -179,8 +196,9 @@ def package_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, *, return_
         Scan(axis="h", reverse=True, groups=2, layout="planes", dtype=torch.bfloat16),
         Scan(carry=True, axis="h", delta_softplus=False, without=("D",)),
         Scan(carry=True, reverse=True, without=("z", "delta_bias"), layout="cut"),
+        Scan(rank=2),
     ],
-    ids=["rows", "columns", "carried", "backwards"],
+    ids=["rows", "columns", "carried", "backwards", "low rank"],
 )
 def test_the_adapter_to_mamba_ssm_brings_every_call_to_its_layout(scan, monkeypatch):
     monkeypatch.setattr(mamba_ssm, "_scan_function", lambda: package_scan)

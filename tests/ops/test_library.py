@@ -13,7 +13,7 @@ from slicescan.ops.library import FLOPS_PER_UPDATE, slice_scan_backward_op, slic
 from tests.parity import available
 from tests.strategies import Scan
 
-FIELDS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+FIELDS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "delta_weight")
 operators = pytest.mark.parametrize("backend", [name for name in available("cpu") if name != "reference"])
 
 
@@ -47,8 +47,9 @@ def assert_equal(one: list[Tensor], two: list[Tensor]) -> None:
         Scan(axis="h", reverse=True, layout="planes", dtype=torch.bfloat16),
         Scan(carry=True, without=("D", "z", "delta_bias", "initial_state"), delta_softplus=False, dtype=torch.float64),
         Scan(w=0, dtype=torch.float16),
+        Scan(rank=3, layout="cut", reverse=True, dtype=torch.bfloat16),
     ],
-    ids=["grouped", "columns", "carried", "empty"],
+    ids=["grouped", "columns", "carried", "empty", "low rank"],
 )
 def test_the_operator_passes_the_checks_of_pytorch(backend, scan):
     tensors, flags = split(scan)
@@ -68,9 +69,10 @@ def test_the_operator_passes_the_checks_of_pytorch(backend, scan):
 
 @operators
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_whole_it_gives_equal_bits(backend, dynamic):
+@pytest.mark.parametrize("rank", [None, 3])
+def test_compiled_whole_it_gives_equal_bits(backend, dynamic, rank):
     torch.compiler.reset()  # its limit of recompilations counts those of earlier tests
-    tensors, _ = split(Scan(axis="h", reverse=True))
+    tensors, _ = split(Scan(axis="h", reverse=True, rank=rank))
 
     def run(**tensors):
         return slice_scan(
@@ -81,7 +83,7 @@ def test_compiled_whole_it_gives_equal_bits(backend, dynamic):
     assert_equal(results(compiled, tensors), results(run, tensors))
     with torch.no_grad():
         assert_equal(list(compiled(**tensors)), list(run(**tensors)))
-    other, _ = split(Scan(h=7, w=4, axis="h", reverse=True))
+    other, _ = split(Scan(h=7, w=4, axis="h", reverse=True, rank=rank))
     assert_equal(results(compiled, other), results(run, other))
 
 
@@ -145,19 +147,20 @@ def test_shapes_are_known_without_numbers():
     assert slice_scan(**nowhere).shape == (2, 9, 9, 6)
 
 
-def test_state_updates_are_counted_forwards_and_twice_backwards():
-    tensors, flags = split(Scan())
+@pytest.mark.parametrize("rank", [None, 3])
+def test_state_updates_and_projected_steps_are_counted_forwards_and_twice_backwards(rank):
+    tensors, flags = split(Scan(rank=rank))
     own = leaves(tensors)
-    updates = own["u"].numel() * own["A"].shape[1]
+    flops = own["u"].numel() * (FLOPS_PER_UPDATE * own["A"].shape[1] + 2 * (rank or 0))
     with FlopCounterMode(display=False) as counter:
         y = slice_scan(**own, **flags)
-    assert counter.get_total_flops() == FLOPS_PER_UPDATE * updates
+    assert counter.get_total_flops() == flops
     with FlopCounterMode(display=False) as counter:
         y.sum().backward()
-    assert counter.get_total_flops() == 2 * FLOPS_PER_UPDATE * updates
+    assert counter.get_total_flops() == 2 * flops
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         slice_scan(**tensors, **flags)
-    assert counter.get_total_flops() == FLOPS_PER_UPDATE * updates
+    assert counter.get_total_flops() == flops
 
 
 @pytest.mark.parametrize("backend", available("cpu"))

@@ -42,7 +42,7 @@ def test_every_direction_is_exact(device, backend, dtype, axis, reverse, carry):
 
 @places
 @settings(max_examples=60)
-@given(scan=scans(dtypes=(FP32, FP32, BF16, FP16, FP64)))
+@given(scan=scans(dtypes=(FP32, FP32, BF16, FP16, FP64), ranks=(None, None, 1, 3)))
 def test_every_call_is_exact(device, backend, scan):
     judged(scan, device, backend)
 
@@ -61,10 +61,19 @@ def test_every_width_is_exact(device, backend, channels, states):
 
 
 @places
+@dtypes
+@pytest.mark.parametrize("rank", [1, 2, 5, 9, 18, 36, 65])
+def test_steps_of_every_rank_are_exact(device, backend, dtype, rank):
+    scan = Scan(d=40, rank=rank, dtype=dtype, axis="wh"[rank % 2], reverse=rank > 9, delta_softplus=rank != 5)
+    judged(scan, device, backend)
+
+
+@places
+@pytest.mark.parametrize("rank", [None, 2])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("groups", [None, 3])
-def test_every_memory_layout_is_exact(device, backend, layout, groups):
-    judged(Scan(layout=layout, groups=groups, axis="h"), device, backend)
+def test_every_memory_layout_is_exact(device, backend, layout, groups, rank):
+    judged(Scan(layout=layout, groups=groups, rank=rank, axis="h"), device, backend)
 
 
 @places
@@ -122,8 +131,9 @@ def test_two_runs_give_equal_bits(device, backend):
         assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
 
 
-def test_sequences_are_maps_of_one_row():
-    arguments = Scan(h=1, groups=2).arguments()
+@pytest.mark.parametrize("rank", [None, 2])
+def test_sequences_are_maps_of_one_row(rank):
+    arguments = Scan(h=1, groups=2, rank=rank).arguments()
     arguments.pop("axis"), arguments.pop("carry")
     rowless = {
         name: x[:, 0] if name in ("u", "delta", "z", "B", "C", "initial_state") else x for name, x in arguments.items()
@@ -176,12 +186,12 @@ class Skewed(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
-@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", *OPTIONAL])
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", *OPTIONAL, "delta_weight"])
 def test_the_judge_finds_a_gradient_one_percent_off(name, dtype):
     def skewed(**arguments):
         return slice_scan(**(arguments | {name: Skewed.apply(arguments[name], 1.01)}), backend="torch")
 
-    errors = measure(skewed, Scan(dtype=dtype).arguments())
+    errors = measure(skewed, Scan(dtype=dtype, rank=1 if name == "delta_weight" else None).arguments())
     assert [key for key, error in errors.items() if not error.passes] == [name]
 
 
@@ -220,6 +230,7 @@ def test_the_judge_says_what_is_wrong(monkeypatch):
     [
         Scan(b=1, h=2, w=3, d=2, n=2, groups=2, carry=True, dtype=FP64),
         Scan(b=1, h=3, w=1, d=2, n=2, axis="h", dtype=FP64),
+        Scan(b=1, h=2, w=2, d=2, n=2, rank=3, dtype=FP64),
     ],
 )
 def test_the_reference_has_the_derivatives_that_differences_show(scan):

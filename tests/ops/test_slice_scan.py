@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.ops import selective_scan, slice_scan
+from tests.parity import available
 from tests.strategies import Scan
 
 WRONG_SHAPES = {
@@ -36,6 +38,26 @@ def test_a_state_has_the_shape_that_carry_and_the_axis_give_it():
         slice_scan(**(arguments | {"carry": True}))
     with pytest.raises(ValueError, match=r"initial_state must be \(b, w, d, n\) = \(2, 5, 6, 4\), got \(2, 3, 6, 4\)"):
         slice_scan(**(arguments | {"axis": "h"}))
+
+
+def test_steps_of_low_rank_are_as_many_as_their_weight_has_columns():
+    arguments = Scan(rank=2).arguments()
+    for wrong in (torch.zeros(6, 3), torch.zeros(5, 2), torch.zeros(6)):
+        with pytest.raises(ValueError, match=r"^slice_scan: delta_weight must be \(d, r\) = \(6, 2\), got "):
+            slice_scan(**(arguments | {"delta_weight": wrong}))
+    with pytest.raises(ValueError, match=r"delta must be \(b, h, w, r\) = \(2, 3, 5, r\), got \(2, 3, 4, 2\)"):
+        slice_scan(**(arguments | {"delta": arguments["delta"][:, :, 1:]}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", available("cpu"))
+def test_steps_of_low_rank_are_those_of_a_linear_layer(backend, dtype):
+    arguments = Scan(rank=3, layout="cut", dtype=dtype).arguments()
+    steps = F.linear(arguments["delta"], arguments["delta_weight"].to(dtype))
+    found = slice_scan(**arguments, return_last_state=True, backend=backend)
+    separate = {name: x for name, x in arguments.items() if name != "delta_weight"} | {"delta": steps}
+    expected = slice_scan(**separate, return_last_state=True, backend=backend)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_groups_must_divide_the_channels():

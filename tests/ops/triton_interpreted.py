@@ -173,7 +173,7 @@ def test_a_missing_gradient_of_the_last_state_counts_as_zero():
     y, last, saved = backend.forward(call, save=True)
     without = backend.backward(call, saved, y, None)
     zero = backend.backward(call, saved, y, torch.zeros_like(last))
-    assert all(torch.equal(a, b) for a, b in zip(without, zero, strict=True))
+    assert all(a is b or torch.equal(a, b) for a, b in zip(without, zero, strict=True))
 
 
 def test_steps_from_tiny_to_huge_and_large_inputs_stay_exact():
@@ -188,7 +188,7 @@ def test_extreme_gates_and_steps_stay_finite():
     call = dataclasses.replace(call, z=wild, delta=wild)
     y, last, saved = backend.forward(call, save=True)
     grads = backend.backward(call, saved, torch.ones_like(y), torch.ones_like(last))
-    assert all(bool(x.isfinite().all()) for x in (y, last, *grads))
+    assert all(x is None or bool(x.isfinite().all()) for x in (y, last, *grads))
 
 
 def test_other_dtypes_and_more_states_are_refused_with_a_way_out():

@@ -5,7 +5,9 @@ A module says ``why_not(call) -> str | None``: None if it can run the call, else
 - ``forward(call, *, save) -> (y, last_state, saved)``: ``y`` like ``u``, the states after the last step, and, with
   ``save``, what its backward pass wants to find, in one tensor;
 - ``saved_spec(call) -> (shape, dtype)`` of that tensor, from shapes alone;
-- ``backward(call, saved, grad_y, grad_last) -> Gradients``.
+- ``backward(call, saved, grad_y, grad_last) -> Gradients``;
+- perhaps ``fuses_steps(call, direction) -> bool``: whether a pass takes a call with ``delta_weight`` as it is.
+  Otherwise :mod:`slicescan.ops.low_rank` projects the steps first, so that a pass meets one step a channel.
 """
 
 ALL = ("cuda", "triton", "mamba_ssm", "cpu", "torch", "reference")

@@ -7,6 +7,7 @@ state, a second chains the chunks, and then all of them run side by side as sequ
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.ops.backends.cuda import conv, driver
@@ -16,15 +17,16 @@ from slicescan.ops.backends.cuda.plan import (
     Part,
     Placed,
     Plan,
+    fuses_steps,
     keeps_y,
     plan_of,
     sequence_shape,
     states_per_lane,
 )
-from slicescan.ops.call import Gradients, ScanCall
+from slicescan.ops.call import Gradients, ScanCall, empty_gradients
 from slicescan.ops.paths import initial_states, state_shape
 
-__all__ = ["backward", "conv", "forward", "saved_spec", "why_not"]
+__all__ = ["backward", "conv", "forward", "fuses_steps", "saved_spec", "why_not"]
 MAX_STATES = 64
 _SLAB_ROWS = 512  # rows of the parameter sums that a block adds up
 _NOTHING = [0] * 5
@@ -68,17 +70,18 @@ def forward(call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     B, C = _located(plan, mixes, len(maps))
     A = call.A.contiguous()
     D, bias, first = map(_plain, (call.D, call.delta_bias, call.initial_state))
+    weight = _weight_rows(call, plan)
     if plan.chunks > 1:
-        first = _enter_chunks(call, plan, (u, delta, _NOTHING, B, C), A, bias, first, back=False)
+        first = _enter_chunks(call, plan, (u, delta, _NOTHING, B, C), A, bias, weight, first, back=False)
     words = [*plan.size(plan.channel_warps), *u, *delta, *z, *out, *kept, *B, *C]
-    words += [*map(_address, (A, D, bias, first)), last.data_ptr(), saved.data_ptr()]
+    words += [*map(_address, (A, D, bias, first, last, saved, weight))]
     _launch_warps(call, plan, plan.forward[save], words)
     return y, last, saved
 
 
 def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
     """Gradients of every argument, summed in a fixed order."""
-    grads = _empty_gradients(call)
+    grads = empty_gradients(call)
     if call.u.numel() == 0:
         for gradient in grads:
             if gradient is not None:
@@ -96,18 +99,20 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
     B, C, dB, dC = _located(plan, mixes, len(maps))
     A = call.A.contiguous()
     D, bias, last = map(_plain, (call.D, call.delta_bias, grad_last))
+    weight = _weight_rows(call, plan)
     if plan.chunks > 1:
-        last = _enter_chunks(call, plan, (dy, delta, z, B, C), A, bias, last, back=True)
+        last = _enter_chunks(call, plan, (dy, delta, z, B, C), A, bias, weight, last, back=True)
     blocks = -(-plan.channel_warps * 32 // plan.backward.threads)
-    sums = plan.groups * blocks * plan.unit_groups * plan.packed * plan.tiles * plan.macros["TS"] * 2 * plan.nt
+    sums = plan.groups * blocks * plan.unit_groups * plan.packed * plan.tiles * plan.macros["TS"] * plan.row
     mixing = call.A.new_empty(sums) if blocks > 1 else None
     d, n = call.A.shape
-    params = call.A.new_empty((plan.unit_groups, d * (n + 2)))
+    params = call.A.new_empty((plan.unit_groups, d * (n + 2 + plan.macros["RANK"])))
+    turned = _weight_columns(call)
     size = plan.size(blocks, call.initial_state is not None)
     words = [*size, *u, *delta, *z, *dy, *du, *ddelta, *dz, *kept, *B, *C, *dB, *dC]
-    words += [*map(_address, (A, D, bias, last, grads.initial_state, mixing)), params.data_ptr(), saved.data_ptr()]
+    words += [*map(_address, (A, D, bias, last, grads.initial_state, mixing, params, saved, weight, turned))]
     driver.launch(call.u.device.index, plan.backward, plan.unit_groups * plan.groups * blocks, words)
-    _finish(call, plan, [*size, *dB, *dC, _address(mixing)], mixing is not None, params, grads)
+    _finish(call, plan, [*size, *dB, *dC, *ddelta, _address(mixing)], mixing is not None, params, grads)
     return grads
 
 
@@ -126,6 +131,7 @@ def _enter_chunks(
     places: tuple[list[int], ...],
     A: Tensor,
     bias: Tensor | None,
+    weight: Tensor | None,
     enter: Tensor | None,
     *,
     back: bool,
@@ -137,7 +143,7 @@ def _enter_chunks(
     words = plan.size(plan.channel_warps)
     for place in places:
         words += place
-    words += [A.data_ptr(), _address(bias), ends.data_ptr(), steps.data_ptr()]
+    words += [*map(_address, (A, bias, ends, steps, weight))]
     _launch_warps(call, plan, plan.summary[back], words)
     words = [
         A.data_ptr(),
@@ -157,16 +163,16 @@ def _finish(call: ScanCall, plan: Plan, head: list[int], mixed: bool, params: Te
     """Sum what the blocks of the backward pass left: dB, dC over blocks of channels, parameters over sequences."""
     d, n = call.A.shape
     columns = params.shape[1]
-    unused = params.new_empty(d) if grads.D is None or grads.delta_bias is None else None
-    targets = [_address(unused if g is None else g) for g in (grads.A, grads.D, grads.delta_bias)]
+    unused = params.new_empty(d)
+    targets = [_address(unused if g is None else g) for g in (grads.A, grads.D, grads.delta_bias, grads.delta_weight)]
     steps = plan.groups * plan.sequences * plan.chunks * plan.tiles * plan.macros["TS"] if mixed else 0
-    mix_blocks = -(-steps * plan.nt // 2 // plan.finish.threads)
+    mix_blocks = -(-steps * plan.row // 4 // plan.finish.threads)
     while True:
         rows = params.shape[0]
         slabs = -(-rows // _SLAB_ROWS)
         sums = params.new_empty((slabs, columns)) if slabs > 1 else None
-        words = [*head, params.data_ptr(), *(targets if sums is None else (sums.data_ptr(), 0, 0))]
-        words += [mix_blocks, rows, columns, -(-rows // slabs), d * n, d * (n + 1)]
+        words = [*head, params.data_ptr(), *(targets if sums is None else (sums.data_ptr(), 0, 0, 0))]
+        words += [mix_blocks, rows, columns, -(-rows // slabs), d * n, d * (n + 1), d * (n + 2)]
         driver.launch(call.u.device.index, plan.finish, mix_blocks + slabs * -(-columns // 32), words)
         if sums is None:
             return
@@ -179,14 +185,21 @@ def _launch_warps(call: ScanCall, plan: Plan, kernel: driver.Kernel, words: list
     driver.launch(call.u.device.index, kernel, -(-jobs * 32 // kernel.threads), words)
 
 
-def _empty_gradients(call: ScanCall) -> Gradients:
-    def dense(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.new_empty(tensor.shape)
+def _weight_rows(call: ScanCall, plan: Plan) -> Tensor | None:
+    """The step projection in the dtype of the maps, ``(channel, plan.weight_pitch)``, zero beyond the rank."""
+    if call.delta_weight is None:
+        return None
+    weight = call.delta_weight.to(call.u.dtype)
+    return F.pad(weight, (0, plan.weight_pitch - weight.shape[1])).contiguous()
 
-    z = None if call.z is None else torch.empty_like(call.z)  # maps keep their memory order
-    A, B, C = (t.new_empty(t.shape) for t in (call.A, call.B, call.C))
-    D, bias, first = map(dense, (call.D, call.delta_bias, call.initial_state))
-    return Gradients(torch.empty_like(call.u), torch.empty_like(call.delta), A, B, C, D, z, bias, first)
+
+def _weight_columns(call: ScanCall) -> Tensor | None:
+    """Its transpose, zero beyond ranks and channels up to what products and warps take at once."""
+    if call.delta_weight is None:
+        return None
+    weight = call.delta_weight.to(call.u.dtype).t()
+    r, d = weight.shape
+    return F.pad(weight, (0, -d % 32, 0, -r % 16)).contiguous()
 
 
 def _located(plan: Plan, tensors: Iterable[Placed], skip: int = 0) -> list[list[int]]:

@@ -6,6 +6,7 @@ struct Args {
   const float *A, *D, *bias, *last;
   float *first, *mixing, *params;
   char* saved;
+  const T *weight, *turned;  // turned: [rank][channels, a multiple of 32], zero beyond both
 };
 
 // Sums over lanes by the tensor cores: a constant 0/1 matrix sends each lane's value n to row n, and the product adds over
@@ -56,7 +57,8 @@ struct Sums {
 };
 
 // A step's dB and dC, summed over the warp's channels, go to shared memory as [SPW][NT] pairs. A warp of several sequences is
-// short of shared memory: its pairs are bfloat16 if the maps are.
+// short of shared memory: its pairs are bfloat16 if the maps are. Behind all pairs lie the sums of dx, [TS][SPW][LOW], bfloat16
+// under the same condition.
 #if KIND == 0
 template <int CW> constexpr bool SHORT = RW / CW > 1;
 typedef u32 Product;  // two states
@@ -65,7 +67,8 @@ template <int CW> constexpr bool SHORT = false;
 typedef float Product;
 #endif
 template <int CW> struct Partials {
-  static constexpr int SPW = RW / CW, WORDS = SHORT<CW> ? NT : 2 * NT, STEP = SPW * WORDS, TILE = TS * STEP;  // in words
+  static constexpr int SPW = RW / CW, WORDS = SHORT<CW> ? NT : 2 * NT, STEP = SPW * WORDS;  // in words
+  static constexpr int LOW_WORDS = KIND == 0 ? LOW / 2 : LOW, TILE = TS * (STEP + SPW * LOW_WORDS);
   Sums sums;
 #if KIND == 0
   u32 merge[4];  // of dB below state 8, dB above, dC below, dC above: the column that takes the sum over a lane group
@@ -124,12 +127,90 @@ template <int CW> struct Partials {
       if (r + 8 < NL) put_pair(to, r + 8, s.v[2], s.v[3]);
     }
   }
-  // Four neighbouring values of dB (is_c = 0) or dC from a warp's sums of one step and sequence.
-  DI static float4 four(const float* from, int is_c, int n) {
+  // Four neighbouring values of dB (which = 0), dC or dx of one step and sequence from a warp's tile of sums.
+  DI static float4 four(const float* tile, int k, int sub, int which, int n) {
+    if (which == 2) {
+      const float* from = tile + TS * STEP + (k * SPW + sub) * LOW_WORDS;
+      if (KIND != 0) return *(const float4*)(from + n);
+      const uint2 w = *(const uint2*)(from + n / 2);
+      return make_float4(low(w.x), high(w.x), low(w.y), high(w.y));
+    }
+    const float* from = tile + k * STEP + sub * WORDS;
     if constexpr (SHORT<CW>) {
       const uint4 w = *(const uint4*)(from + n);
-      return is_c ? make_float4(high(w.x), high(w.y), high(w.z), high(w.w)) : make_float4(low(w.x), low(w.y), low(w.z), low(w.w));
-    } else return *(const float4*)(from + is_c * NT + n);
+      return which ? make_float4(high(w.x), high(w.y), high(w.z), high(w.w)) : make_float4(low(w.x), low(w.y), low(w.z), low(w.w));
+    } else return *(const float4*)(from + which * NT + n);
+  }
+};
+
+// Gradients of a low-rank step, from a tile of ddelta: step k at ddelta + k * pitch, [RW].
+template <int CW> struct LowGradients {
+  static constexpr int BLOCKS = CW < 16 ? 1 : CW / 16, RANKS = (RANK + 7) / 8;
+  float weight[BLOCKS][RANKS > 0 ? RANKS : 1][4];  // of 16 channels and 8 ranks each, summed over steps and sequences
+#if KIND == 2
+  struct Two { float at, later; };
+#else
+  struct Two { u32 pair; };
+#endif
+  Two x[RW / CW][RANKS > 0 ? RANKS : 1];  // a lane's part of the tile's x, whose place the next tile takes
+  DI void init() {
+    UNROLL for (int i = 0; i < BLOCKS; i++)
+      UNROLL for (int j = 0; j < RANKS; j++)
+        UNROLL for (int k = 0; k < 4; k++) weight[i][j][k] = 0.f;
+  }
+  DI void take(const T* tile, int lane) {
+    const int r = lane / 4, q = lane % 4;
+    UNROLL for (int sub = 0; sub < RW / CW; sub++) UNROLL for (int j = 0; j < RANKS; j++) {
+      const T* from = tile + (sub * TS + q) * LOW + j * 8 + r; const bool there = j * 8 + r < LOW;
+      const T at = there ? from[0] : 0, later = there ? from[4 * LOW] : 0;
+#if KIND == 2
+      x[sub][j] = {at, later};
+#else
+      x[sub][j] = {at | (u32)later << 16};
+#endif
+    }
+  }
+  // dx, summed over the warp's channels, to its place in a tile of sums.
+  DI static void sum_channels(const T* ddelta, int pitch, const T* turned, float* part, int d0, const Size& z, int lane) {
+    constexpr int K = CW < K_LOW ? CW : K_LOW;
+    const int r = lane / 4, q = lane % 4; const i64 row = ((int)z.channels + 31) / 32 * 32;
+    UNROLL for (int sub = 0; sub < RW / CW; sub++) {
+      UNROLL for (int first = 0; first < LOW; first += 16) {
+        const T* w = turned + (first + r) * row + d0 + q * K / 4; const T* column = ddelta + r * pitch + sub * CW + q * K / 4;
+        float c[4] = {0.f, 0.f, 0.f, 0.f};
+        UNROLL for (int k = 0; k < CW; k += K) multiply<K>(c, w + k, w + 8 * row + k, column + k, K);
+        UNROLL for (int i = 0; i < 4; i++) {
+          const int n = first + r + i / 2 * 8, k = 2 * q + i % 2, cell = (k * (RW / CW) + sub) * LOW + n;
+          float* sums = part + TS * Partials<CW>::STEP;
+          if (n < LOW) { if (KIND == 0) ((u16*)sums)[cell] = to_bfloat16(c[i]); else sums[cell] = c[i]; }
+        }
+      }
+    }
+  }
+  DI void sum_steps(const T* ddelta, int pitch, int lane) {
+    const int r = lane / 4, q = lane % 4;
+    UNROLL for (int sub = 0; sub < RW / CW; sub++) {
+      UNROLL for (int i = 0; i < BLOCKS; i++) {
+        const T *at = ddelta + q * pitch + sub * CW + i * 16 + r, *later = at + 4 * pitch;
+        const float a[4] = {get(at[0]), CW < 16 ? 0.f : get(at[8]), get(later[0]), CW < 16 ? 0.f : get(later[8])};
+        UNROLL for (int j = 0; j < RANKS; j++) {
+#if KIND == 2
+          multiply(weight[i][j], a, {x[sub][j].at, x[sub][j].later});
+#else
+          multiply(weight[i][j], a, {get((T)x[sub][j].pair), get((T)(x[sub][j].pair >> 16))});
+#endif
+        }
+      }
+    }
+  }
+  DI void store(float* to, int d0, int d_end, int lane) const {  // [channel][RANK]
+    const int r = lane / 4, q = lane % 4;
+    UNROLL for (int i = 0; i < BLOCKS; i++)
+      UNROLL for (int j = 0; j < RANKS; j++)
+        UNROLL for (int k = 0; k < 4; k++) {
+          const int d = d0 + i * 16 + r + k / 2 * 8, n = j * 8 + 2 * q + k % 2;
+          if (d < d_end && n < RANK && (CW >= 16 || k < 2)) to[(i64)d * RANK + n] = weight[i][j][k];
+        }
   }
 };
 
@@ -137,7 +218,7 @@ constexpr int STEPS_AT_ONCE = AT_ONCE;
 struct Scalars { float dt, gy, u, slope; };  // of one step and lane, from the recomputation to the walk back
 
 template <int CW> struct Backward {
-  static constexpr int SPW = RW / CW, TILE = TS * RW, MAPS = 3 + HAS_Z + KEEP_Y, SLOT = 32 * States::BYTES;
+  static constexpr int SPW = RW / CW, TILE = TS * RW, DY = RANK ? 1 : 2, MAPS = DY + 1 + HAS_Z + KEEP_Y, SLOT = 32 * States::BYTES;
   static constexpr int SCALARS = TS * 32 * (KIND != 0 ? 16 : LEAN ? 10 : 12);
   static constexpr int MIX = SPW * MixTile<CW>::PITCH * 4, RAW = MixTile<CW>::RAW * ES, PART = Partials<CW>::TILE * 4;
   // LEAN: the next tile's B and C come into slots whose states have been read, behind the ROWS bytes of du and ddelta.
@@ -146,7 +227,8 @@ template <int CW> struct Backward {
   static constexpr int RAW_PITCH = (LEAN ? -SLOT : RAW) / ES;
   static constexpr int O_SCALARS = TS * SLOT, O_CHECK = O_SCALARS + SCALARS, O_MIX = O_CHECK + SLOT, O_MAPS = O_MIX + MIX;
   static constexpr int O_PART = O_MAPS + MAPS * TILE * ES, O_RAW = LEAN ? (TS - 1) * SLOT + ROWS : O_PART + BUFFERS * PART;
-  static constexpr int BYTES = O_PART + BUFFERS * PART + (LEAN ? 0 : (SPW * RAW + 15) / 16 * 16);
+  static constexpr int O_LOW = O_PART + BUFFERS * PART + (LEAN ? 0 : (SPW * RAW + 15) / 16 * 16);
+  static constexpr int BYTES = O_LOW + LowTile<CW>::TILE * ES;
 
   // For bfloat16 maps u and the slope take half a word each; where memory is scarce the slope is found again from dt.
   DI static void keep(char* shared, int k, int lane, const Scalars& s) {
@@ -156,6 +238,10 @@ template <int CW> struct Backward {
       ((float2*)at)[i] = make_float2(s.dt, s.gy);
       if (LEAN) ((u16*)(at + TS * 256))[i] = to_bfloat16(s.u); else ((u32*)(at + TS * 256))[i] = pack(s.u, s.slope);
     }
+  }
+  // Where the raw steps of low rank wait for the recomputation, which puts dt there: floats [TS][32], of every lane.
+  DI static float& raw_step(char* shared, int k, int lane) {
+    return ((float*)(shared + O_SCALARS))[(k * 32 + lane) * (KIND != 0 ? 4 : 2)];
   }
   DI static Scalars recall(const char* shared, int k, int lane) {
     const char* at = shared + O_SCALARS; const int i = k * 32 + lane;
@@ -170,28 +256,28 @@ template <int CW> struct Backward {
     }
   }
 
-  // Sum the block's warps in order and hand on tile i of dB and dC: to their place if this block has all channels of the
-  // group, else to mixing [group][block][group of units][tile][SPW][TS][2][NT], which a last kernel adds up.
+  // Sum the block's warps in order and hand on tile i of dB, dC and dx: to their place if this block has all channels of the
+  // group, else to mixing [group][block][group of units][tile][SPW][TS][2 NT + LOW], which a last kernel adds up.
   DI static void gather(const Args& a, const char* block_shared, int i, int units, int group, int block) {
-    constexpr int FOURS = 2 * NT / 4, COUNT = TS * SPW * FOURS;
+    constexpr int FOURS = (2 * NT + LOW) / 4, COUNT = TS * SPW * FOURS;
     const Size& z = a.size;
     const int unit_groups = ((int)z.units + SPW - 1) / SPW;
     float* to = a.mixing + ((((i64)group * (int)z.blocks + block) * unit_groups + units) * (int)z.tiles + i) * (4 * COUNT);
     UNROLL for (int j = 0; j < (COUNT + NW * 32 - 1) / (NW * 32); j++) {
       const int e = threadIdx.x + j * NW * 32;
       if (COUNT % (NW * 32) != 0 && e >= COUNT) break;
-      const int n = e % FOURS * 4 % NT, is_c = e % FOURS * 4 / NT, k = e / FOURS % TS, sub = e / FOURS / TS;
-      const float* from = (const float*)(block_shared + O_PART) + i % BUFFERS * Partials<CW>::TILE + k * Partials<CW>::STEP + sub * Partials<CW>::WORDS;
-      float4 sum = Partials<CW>::four(from, is_c, n);
+      const int column = e % FOURS * 4, which = column < 2 * NT ? column / NT : 2, n = column - which * NT;
+      const int k = e / FOURS % TS, sub = e / FOURS / TS;
+      const float* from = (const float*)(block_shared + O_PART) + i % BUFFERS * Partials<CW>::TILE;
+      float4 sum = Partials<CW>::four(from, k, sub, which, n);
       UNROLL for (int w = 1; w < NW; w++) {
-        const float4 x = Partials<CW>::four(from + w * (WARP_BYTES / 4), is_c, n);
+        const float4 x = Partials<CW>::four(from + w * (WARP_BYTES / 4), k, sub, which, n);
         sum.x += x.x; sum.y += x.y; sum.z += x.z; sum.w += x.w;
       }
 #if DIRECT
       const Unit at = unit_of(z, units * SPW + sub);
       if (i * TS + k >= at.left) continue;
-      const Mix& m = is_c ? a.dC : a.dB;
-      put_four((T*)m.at + place(m, z, at.b, at.s, at.first + i * TS + k) + (idx)group * (idx)m.g + n, n, sum);
+      put_sum(a, z, at, at.first + i * TS + k, group, which, n, sum);
 #else
       ((float4*)to)[e] = sum;
 #endif
@@ -202,17 +288,20 @@ template <int CW> struct Backward {
     const Size& z = a.size;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, seat = lane % RW, n0 = lane / RW * NL, sub = seat / CW;
     char* shared = block_shared + warp * WARP_BYTES;
-    float* mix = (float*)(shared + O_MIX); T *raw = (T*)(shared + O_RAW), *maps = (T*)(shared + O_MAPS);
+    float* mix = (float*)(shared + O_MIX); T *raw = (T*)(shared + O_RAW), *maps = (T*)(shared + O_MAPS), *x_tile = (T*)(shared + O_LOW);
     const int d = d0 + seat % CW, unit = units * SPW + sub, channels = (int)z.channels, sequence = unit / (int)z.chunks;
     const Unit at = unit_of(z, unit); const bool ok = at.left > 0 && d < d_end; const int tile0 = at.first / TS;
     Tile<CW> tile; tile.init(z, units, d0, d_end, lane);
     MixTile<CW> mixes; mixes.init(a.B, a.C, z, units, group, lane);
+    LowTile<CW> low; if (RANK) low.init(x_tile, z, units, lane);
+    LowGradients<CW> low_grads; low_grads.init();
     auto fetch_mixes = [&](int i) { mixes.load(raw, RAW_PITCH, a.B, a.C, z, units, group, i * TS, lane); };
     auto fetch = [&](int i) {
       const int p0 = i * TS;
-      tile.load(maps, a.u, z, p0); tile.load(maps + TILE, a.delta, z, p0); tile.load(maps + 2 * TILE, a.dy, z, p0);
-      if (HAS_Z) tile.load(maps + 3 * TILE, a.z, z, p0);
-      if (KEEP_Y) tile.load(maps + 4 * TILE, a.kept, z, p0);
+      tile.load(maps, a.u, z, p0); tile.load(maps + DY * TILE, a.dy, z, p0);
+      if constexpr (RANK > 0) low.load(x_tile, a.delta, z, p0, lane); else tile.load(maps + TILE, a.delta, z, p0);
+      if (HAS_Z) tile.load(maps + (DY + 1) * TILE, a.z, z, p0);
+      if (KEEP_Y) tile.load(maps + (DY + 2) * TILE, a.kept, z, p0);
       const char* from = checkpoint(a.saved, z, sequence, tile0 + i, d, n0);
       UNROLL for (int j = 0; j < States::VECTORS; j++) {
         constexpr int V = States::V * 4;
@@ -237,10 +326,16 @@ template <int CW> struct Backward {
     for (int i = tiles - 1; i >= 0; i--) {
       copies_wait(); warp_sync();
       MixTile<CW>::convert(raw, RAW_PITCH, mix, lane);
+      if constexpr (RANK > 0) {
+        low_grads.take(x_tile, lane);
+        LowTile<CW>::project(x_tile, a.weight, d0, d_end, lane, [&](int k, int place, T raw) {
+          UNROLL for (int of = place; of < 32; of += RW) raw_step(shared, k, of) = get(raw);
+        });
+      }
       warp_sync();
       const float* mixing = mix + sub * MixTile<CW>::PITCH + n0;
       const int left = at.left - i * TS;
-      close_steps(maps + TILE + seat, left);
+      if (RANK == 0) close_steps(maps + TILE + seat, left);
       States before, after; float h[NL];
       before.read(shared + O_CHECK + lane * States::V * 4, 32);
       UNROLL for (int n = 0; n < NL; n++) h[n] = before[n];
@@ -249,22 +344,23 @@ template <int CW> struct Backward {
         T* cell = maps + k * RW + seat;
         if (k > 0) before.set(h);
         before.write(shared + k * SLOT + lane * States::V * 4, 32);
-        const float x = get(cell[TILE]) + c.bias, u = get(*cell), dy = get(cell[2 * TILE]);
+        const float raw = RANK == 0 ? get(cell[TILE]) : SOFTPLUS && k >= left ? -1e30f : raw_step(shared, k, lane);
+        const float x = raw + c.bias, u = get(*cell), dy = get(cell[DY * TILE]);
         float e, dt = step_size(x, e), slope = step_slope(x, e), gy = dy;
         if (!SOFTPLUS && k >= left) dt = slope = 0.f;
         const float y = advance(h, c.a, dt, dt * u, mixing + k * 2 * NT);
         if (HAS_Z) {
-          const float gate = get(cell[3 * TILE]), s = sigmoid(gate);
-          const float all = KEEP_Y ? get(cell[4 * TILE]) : fmaf(c.skip, u, over_states(y));
+          const float gate = get(cell[(DY + 1) * TILE]), s = sigmoid(gate);
+          const float all = KEEP_Y ? get(cell[(DY + 2) * TILE]) : fmaf(c.skip, u, over_states(y));
           gy = dy * gate * s;
           if (NS > 1) warp_sync();  // the lanes of a channel have read the gate
-          if (NS == 1 || lane < RW) cell[3 * TILE] = put(dy * all * (s * fmaf(gate, 1.f - s, 1.f)));
+          if (NS == 1 || lane < RW) cell[(DY + 1) * TILE] = put(dy * all * (s * fmaf(gate, 1.f - s, 1.f)));
         }
         keep(shared, k, lane, {dt, gy, u, slope});
       }
       after.set(h);
       warp_sync();
-      if (HAS_Z) { tile.store(maps + 3 * TILE, a.dz, z, i * TS, RW); warp_sync(); }
+      if (HAS_Z) { tile.store(maps + (DY + 1) * TILE, a.dz, z, i * TS, RW); warp_sync(); }
       if (i > 0) fetch(i - 1);
       if (BUFFERS == 2) gather_last(i);
 
@@ -314,9 +410,15 @@ template <int CW> struct Backward {
       partials.write(part, held, lane);
       if (BUFFERS == 3) gather_last(i);
       warp_sync();
+      if constexpr (RANK > 0) {
+        const T* ddelta = (const T*)shared + RW;
+        low_grads.sum_channels(ddelta, SLOT / ES, a.turned, part, d0, z, lane);
+        low_grads.sum_steps(ddelta, SLOT / ES, lane);
+        warp_sync();
+      }
       if (lane == 0) gate_pass(gate);
       tile.store((T*)shared, a.du, z, i * TS, SLOT / ES);
-      tile.store((T*)shared + RW, a.ddelta, z, i * TS, SLOT / ES);
+      if (RANK == 0) tile.store((T*)shared + RW, a.ddelta, z, i * TS, SLOT / ES);
     }
     gate_wait(gate, (tiles - 1) & 1); gather(a, block_shared, 0, units, group, block);
     if (a.first && ok && unit % (int)z.chunks == 0) store_row(g, a.first + ((i64)sequence * channels + d) * N, n0);
@@ -325,8 +427,10 @@ template <int CW> struct Backward {
       UNROLL for (int n = 0; n < NL; n++) dA[n] += from_lane_xor(dA[n], k);
       dD += from_lane_xor(dD, k); dbias += from_lane_xor(dbias, k);
     }
-    if (sub == 0 && d < d_end) {  // row: dA [channel][N], dD [channel], dbias [channel]
-      float* row = a.params + (i64)units * channels * (N + 2);
+    // A row: dA [channel][N], dD [channel], dbias [channel], dweight [channel][RANK].
+    float* row = a.params + (i64)units * channels * (N + 2 + RANK);
+    if (RANK) low_grads.store(row + (i64)channels * (N + 2), d0, d_end, lane);
+    if (sub == 0 && d < d_end) {
       UNROLL for (int n = 0; n < NL; n++) if (n0 + n < N) row[(i64)d * N + n0 + n] = dA[n];
       if (n0 == 0) { row[(i64)channels * N + d] = dD; row[(i64)channels * (N + 1) + d] = dbias; }
     }

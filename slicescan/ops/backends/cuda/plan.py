@@ -21,6 +21,17 @@ _PACKING_COST = {"forward": {1: 1.0, 2: 1.04, 4: 1.33}, "backward": {1: 1.0, 2: 
 _ALONE_COST = 1.1  # of a backward block of one warp that shares its channels with others: more sums leave the block
 _ENOUGH_WARPS = 1536  # to fill a device; with fewer than half, long sequences are cut into chunks
 _SHORTEST_CHUNK = 8  # tiles
+_LOW_PLACES = {"forward": (1,), "backward": (1, 4)}  # of the steps and their gradient among the maps
+
+FUSED_RANKS = {"forward": 64, "backward": 64}
+"""The largest rank of steps that a pass projects by itself, 0 for none; above it they are projected first."""
+
+
+def fuses_steps(call: ScanCall, direction: str) -> bool:
+    """Whether a pass takes low-rank steps; the backward one adds up their gradient over one group of channels."""
+    assert call.delta_weight is not None
+    one_group = direction == "forward" or call.B.shape[3] == 1
+    return one_group and 0 < call.delta_weight.shape[1] <= FUSED_RANKS[direction]
 
 
 def keeps_y(call: ScanCall) -> bool:
@@ -83,6 +94,21 @@ class Plan:
         """States of a channel, padded."""
         return self.macros["NL"] * self.macros["NS"]
 
+    @property
+    def row(self) -> int:
+        """Columns of a step's sums over channels: of dB, dC and a low-rank step's gradient."""
+        return 2 * self.nt + self.low
+
+    @property
+    def low(self) -> int:
+        """Numbers of a low-rank step, padded."""
+        return _multiple(self.macros["RANK"], 4)
+
+    @property
+    def weight_pitch(self) -> int:
+        """Numbers from row to row of the step projection, a multiple of what one product takes."""
+        return _multiple(self.macros["RANK"], 16 if self.macros["KIND"] == 0 else 8)
+
     @functools.cached_property
     def all_tiles(self) -> int:
         """Tiles of a sequence."""
@@ -121,7 +147,12 @@ class Plan:
     def _staged(self, maps: int) -> int:
         """Bytes of a warp that keeps two tiles of some maps, one tile of B and C, and the next as it comes."""
         m = self.macros
-        return self._mix_bytes + self._raw_bytes + 2 * maps * m["TS"] * (32 // m["NS"]) * self.element_size
+        return (
+            self._mix_bytes
+            + self._raw_bytes
+            + self._low_bytes
+            + 2 * maps * m["TS"] * (32 // m["NS"]) * self.element_size
+        )
 
     @functools.cached_property
     def forward(self) -> dict[bool, Kernel]:
@@ -154,9 +185,10 @@ class Plan:
         buffers = 2 if bfloat else 3
         own = 32 * (m["TS"] + 1) * states  # before each step, and the next checkpoint
         own += 32 * m["TS"] * (16 if not bfloat else 10 if lean else 12)  # scalars of each step
-        own += (3 + m["HAS_Z"] + m["KEEP_Y"]) * m["TS"] * row * size + self._mix_bytes
-        own += buffers * m["TS"] * packed * self.nt * (4 if bfloat and packed > 1 else 8)  # sums over channels
-        own += 0 if lean else self._raw_bytes
+        own += (2 + (not m["RANK"]) + m["HAS_Z"] + m["KEEP_Y"]) * m["TS"] * row * size + self._mix_bytes
+        pairs = self.nt * (4 if bfloat and packed > 1 else 8)
+        own += buffers * m["TS"] * packed * (pairs + self.low * (2 if bfloat else 4))  # sums over channels
+        own += (0 if lean else self._raw_bytes) + self._low_bytes
         fitting = [w for w in (4, 3, 2, 1) if w * own + 16 <= _BLOCK_SHARED or w == 1]
         warps = _block_warps(self.channel_warps, fitting)
         extra = {"MIN_BLOCKS": max(1, min(12 // warps, _SHARED // (own * warps + 1040))), "AT_ONCE": 2, "LEAN": lean,
@@ -176,9 +208,12 @@ class Plan:
     @functools.cached_property
     def _reduced(self) -> tuple[tuple[str, int], ...]:
         steps = self.groups * self.sequences * self.all_tiles * self.macros["TS"]
-        kept = {k: v for k, v in self.macros.items() if k not in ("HAS_Z", "SOFTPLUS", "KEEP_Y", "GU", "GB", "WIDE")}
+        kept = {
+            k: v for k, v in self.macros.items() if k not in ("HAS_Z", "SOFTPLUS", "KEEP_Y", "GU", "GB", "GR", "WIDE")
+        }
         wide = int(self.macros["WIDE"] or steps >= 2**30)
-        return (*kept.items(), ("GU", 4), ("GB", self.element_size), ("SOFTPLUS", 1), ("WIDE", wide))
+        sizes = {"GU": 4, "GB": self.element_size, "GR": self.element_size}
+        return tuple((kept | sizes | {"SOFTPLUS": 1, "WIDE": wide}).items())
 
     @functools.cached_property
     def _mix_bytes(self) -> int:
@@ -187,14 +222,27 @@ class Plan:
 
     @property
     def _raw_bytes(self) -> int:
-        return -(-self.packed * self.macros["TS"] * 2 * self.macros["N"] * self.element_size // 16) * 16
+        return _multiple(self.packed * self.macros["TS"] * 2 * self.macros["N"] * self.element_size, 16)
+
+    @property
+    def _low_bytes(self) -> int:
+        return self.packed * self.macros["TS"] * self.low * self.element_size
+
+
+def _multiple(size: int, of: int) -> int:
+    """The first multiple that is not smaller."""
+    return -(-size // of) * of
 
 
 def plan_of(call: ScanCall, direction: str, maps: Sequence[Placed], mixes: Sequence[Tensor]) -> Plan:
-    """Plan the forward or backward pass over ``maps`` (b, h, w, d) and ``mixes`` (b, h, w, g, n)."""
+    """Plan the forward or backward pass over ``maps`` (b, h, w, d) and ``mixes`` (b, h, w, g, n).
+
+    The second map are the steps, the fifth one of a backward pass their gradient; both may be of low rank.
+    """
+    rank = 0 if call.delta_weight is None else call.delta_weight.shape[1]
     layouts = tuple([(t.stride(), t.data_ptr() % 16) for t in (*maps, *mixes)])
     flags = (call.axis, call.reverse, call.carry, call.z is not None, call.delta_softplus, keeps_y(call))
-    return _plan(direction, call.u.dtype, tuple(call.u.shape), tuple(call.B.shape[3:]), flags, layouts, len(maps))
+    return _plan(direction, call.u.dtype, tuple(call.u.shape), tuple(call.B.shape[3:]), rank, flags, layouts, len(maps))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -203,6 +251,7 @@ def _plan(
     dtype: torch.dtype,
     shape: tuple[int, int, int, int],
     mix_shape: tuple[int, int],
+    rank: int,
     flags: tuple[str, bool, bool, bool, bool, bool],
     layouts: tuple[tuple[tuple[int, ...], int], ...],
     maps: int,
@@ -210,7 +259,10 @@ def _plan(
     axis, reverse, carry, gated, softplus, keep = flags
     (groups, n), d, size = mix_shape, shape[3], dtype.itemsize
     slices, slice_length = (shape[1], shape[2]) if axis == "w" else (shape[2], shape[1])
-    sizes = [shape if i < maps else (*shape[:3], *mix_shape) for i in range(len(layouts))]
+    lows = _LOW_PLACES[direction] if rank else ()
+    sizes = [
+        (*shape[:3], *((rank,) if i in lows else shape[3:] if i < maps else mix_shape)) for i in range(len(layouts))
+    ]
     places = [place_of(stride, of, axis, reverse, carry) for (stride, _), of in zip(layouts, sizes, strict=True)]
     two_levels = False
     if carry:
@@ -224,9 +276,11 @@ def _plan(
     aligned = [(o, p, a) for (o, p), (_, a) in zip(places, layouts, strict=True)]
     nl, ns = states_per_lane(n)
     lanes = _lane_width(d // groups, 32 // ns, sequences, direction)
+    wide_maps = [x for i, x in enumerate(aligned[:maps]) if i not in lows]
     macros = {
         "KIND": KINDS[dtype], "N": n, "NL": nl, "NS": ns, "TS": TILE_STEPS[dtype], "LANES": lanes,
-        "GU": min(copy_bytes(size, d // groups, *x) for x in aligned[:maps]),
+        "RANK": rank, "GR": copy_bytes(size, rank, *aligned[1]) if rank else size,
+        "GU": min(copy_bytes(size, d // groups, *x) for x in wide_maps),
         "GB": min(copy_bytes(size, n, *x) for x in aligned[maps:]),
         "WIDE": int(any(reach(stride, of) >= 2**31 - 2**20 for (stride, _), of in zip(layouts, sizes, strict=True))),
         "CARRY": int(two_levels), "HAS_Z": int(gated), "SOFTPLUS": int(softplus), "KEEP_Y": int(keep),

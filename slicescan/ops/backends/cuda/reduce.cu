@@ -1,36 +1,36 @@
-// The sums that follow the backward pass, in one launch and in a fixed order: first the blocks that finish dB and dC from the
-// warps' sums, mixing [group][block][group of units][tile][SPW][TS][2][NT]; then those that add up rows of [rows][columns]. A slab of
+// The sums that follow the backward pass, in one launch and in a fixed order: first the blocks that finish dB, dC and dx from the
+// warps' sums, mixing [group][block][group of units][tile][SPW][TS][2 NT + LOW]; then those that add up rows of [rows][columns]. A slab of
 // rows becomes one row of out0; if one slab has all rows, columns go to their gradients: [0, c1) to out0, [c1, c2) to out1, ...
 struct Args {
   Size size;
   Mix dB, dC;
+  Map ddelta;  // of low rank
   const float *mixing, *rows_in;
-  float *out0, *out1, *out2;
-  i64 mix_blocks, rows, columns, slab, c1, c2;
+  float *out0, *out1, *out2, *out3;
+  i64 mix_blocks, rows, columns, slab, c1, c2, c3;
 };
 
 DI void finish_mixing(const Args& a) {
-  constexpr int FOURS = 2 * NT / 4;
+  constexpr int ROW = 2 * NT + LOW, FOURS = ROW / 4;
   const Size& z = a.size;
   const i64 i = (i64)blockIdx.x * 256 + threadIdx.x;
   const idx chunk = (idx)z.tiles * TS, steps = (idx)z.units * chunk, row = (idx)(i / FOURS);
   const int group = (int)(row / steps), unit = (int)((row - group * steps) / chunk);
-  const int p = (int)(row - group * steps - unit * chunk), e = (int)(i % FOURS) * 4, n = e % NT, is_c = e / NT;
+  const int p = (int)(row - group * steps - unit * chunk), e = (int)(i % FOURS) * 4, which = e < 2 * NT ? e / NT : 2;
   if (group >= (int)z.groups) return;
   const Unit at = unit_of(z, unit);
   if (p >= at.left) return;
   constexpr int SPW = RW / LANES;
   const int unit_groups = ((int)z.units + SPW - 1) / SPW, tile = p / TS;
-  const i64 pitch = (i64)unit_groups * (int)z.tiles * (SPW * TS * 2 * NT);
+  const i64 pitch = (i64)unit_groups * (int)z.tiles * (SPW * TS * ROW);
   const i64 tiles_before = (i64)(unit / SPW) * (int)z.tiles + tile;
-  const float* from = a.mixing + group * z.blocks * pitch + ((tiles_before * SPW + unit % SPW) * TS + p % TS) * (2 * NT) + e;
+  const float* from = a.mixing + group * z.blocks * pitch + ((tiles_before * SPW + unit % SPW) * TS + p % TS) * ROW + e;
   float4 sum = *(const float4*)from;
   for (int block = 1; block < (int)z.blocks; block++) {
     const float4 x = *(const float4*)(from + block * pitch);
     sum.x += x.x; sum.y += x.y; sum.z += x.z; sum.w += x.w;
   }
-  const Mix& m = is_c ? a.dC : a.dB;
-  put_four((T*)m.at + place(m, z, at.b, at.s, at.first + p) + (idx)group * (idx)m.g + n, n, sum);
+  put_sum(a, z, at, at.first + p, group, which, e - which * NT, sum);
 }
 
 extern "C" __global__ void __launch_bounds__(256) scan_finish(const __grid_constant__ Args a) {
@@ -52,7 +52,8 @@ extern "C" __global__ void __launch_bounds__(256) scan_finish(const __grid_const
   if (a.slab < a.rows) a.out0[slab * a.columns + column] = sum;
   else if (column < a.c1) a.out0[column] = sum;
   else if (column < a.c2) a.out1[column - a.c1] = sum;
-  else a.out2[column - a.c2] = sum;
+  else if (column < a.c3) a.out2[column - a.c2] = sum;
+  else a.out3[column - a.c3] = sum;
 }
 
 // From what every chunk does to a state and the state that enters the sequence (or zero): the state that enters each chunk,

@@ -2,7 +2,8 @@
 // SPW neighbouring sequences; time goes in tiles of TS steps that pass through shared memory, one tile ahead.
 //
 // Set by the host: KIND (0 bfloat16, 1 float16, 2 float32), N states, NL states a lane, NS lanes that share a channel's states,
-// TS steps a tile, NW warps a block, GU and GB bytes a copy of the maps and of B, C, WIDE 64-bit offsets, CARRY, HAS_Z, SOFTPLUS.
+// TS steps a tile, NW warps a block, GU and GB bytes a copy of the maps and of B, C, WIDE 64-bit offsets, CARRY, HAS_Z, SOFTPLUS,
+// RANK of the steps (0: they come as they are) and GR bytes a copy of their low-rank form.
 constexpr int NT = NL * NS, RW = 32 / NS;
 
 // Mixing vectors B, C (batch, slice, step, group, state); strides in elements.
@@ -119,6 +120,69 @@ template <int CW> struct MixTile {
   }
 };
 
+// Products of the tensor cores. A lane brings K / 4 neighbouring summands of rows lane / 4 and 8 below of a (16 x K), and of column
+// lane / 4 of b (K x 8); it owns columns lane % 4 * 2 and the next of those two rows of the sum c.
+DI float coarse(float x) { return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u); }  // 11 bits, as tf32 has
+DI void multiply(float* c, const float (&a)[4], const float (&b)[2]) {  // K = 8
+#if KIND == 2  // the upper parts, and each with what the other leaves
+  float upper_a[4], rest_a[4], upper_b[2], rest_b[2];
+  UNROLL for (int i = 0; i < 4; i++) { upper_a[i] = coarse(a[i]); rest_a[i] = a[i] - upper_a[i]; }
+  UNROLL for (int i = 0; i < 2; i++) { upper_b[i] = coarse(b[i]); rest_b[i] = b[i] - upper_b[i]; }
+  auto one = [&](const float* x, const float* y) {
+    mma_tf32(c, __float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3]), y[0], y[1]);
+  };
+  one(rest_a, upper_b); one(upper_a, rest_b); one(upper_a, upper_b);
+#else
+  mma_tf32(c, __float_as_uint(a[0]), __float_as_uint(a[1]), __float_as_uint(a[2]), __float_as_uint(a[3]), b[0], b[1]);
+#endif
+}
+// Of b only the first `some` summands are there.
+template <int K> DI void multiply(float* c, const T* a, const T* a8, const T* b, int some) {
+  if constexpr (K == 16) {
+    const uint2 x = *(const uint2*)a, x8 = *(const uint2*)a8, y = *(const uint2*)b;
+    mma_bfloat16(c, x.x, x8.x, x.y, x8.y, some > 0 ? y.x : 0u, some > 2 ? y.y : 0u);
+  } else multiply(c, {get(a[0]), get(a8[0]), get(a[1]), get(a8[1])}, {some > 0 ? get(b[0]) : 0.f, some > 1 ? get(b[1]) : 0.f});
+}
+
+// Steps of low rank. A tile brings x [SPW][TS][LOW], RANK numbers a step and zeros behind; delta_weight is [channel][PITCH].
+constexpr int K_LOW = KIND == 0 ? 16 : 8, LOW = (RANK + 3) / 4 * 4;
+template <int CW> struct LowTile {
+  static constexpr int SPW = RW / CW, PITCH = (RANK + K_LOW - 1) / K_LOW * K_LOW, TILE = SPW * TS * LOW;
+  static constexpr int EPC = GR / ES, CPR = RANK / EPC;
+  Unit at[SPW];
+  DI void init(T* x, const Size& z, int group_of_units, int lane) {
+    UNROLL for (int sub = 0; sub < SPW; sub++) at[sub] = unit_of(z, group_of_units * SPW + sub);
+    for (int i = lane; i < TILE; i += 32) x[i] = 0;
+    warp_sync();
+  }
+  DI void load(T* x, const Map& m, const Size& z, int p0, int lane) const {
+    UNROLL for (int sub = 0; sub < SPW; sub++) {
+      const Unit& u = at[sub];
+      for (int i = lane; i < TS * CPR; i += 32) {
+        const int p = p0 + i / CPR, part = i % CPR * EPC;
+        const T* from = (const T*)m.at + place(m, z, u.b, u.s, u.first + p) + (idx)part * (GR == ES ? (idx)m.d : 1);
+        copy_async<GR>(x + (sub * TS + i / CPR) * LOW + part, from, p < u.left);
+      }
+    }
+  }
+  // The raw steps of the warp's channels, as write(step, seat, value). A product's columns 2q and 2q + 1 are the steps q and q + 4:
+  // what lanes write at once lies in different banks.
+  template <class Write> DI static void project(const T* x, const T* weight, int d0, int d_end, int lane, Write write) {
+    static_assert(TS == 8, "a product has 8 columns");
+    constexpr int ROWS = CW < 16 ? CW : 16;
+    const int r = lane / 4, q = lane % 4, part = q * K_LOW / 4;
+    UNROLL for (int m = 0; m < RW; m += ROWS) {
+      const int d = d0 + m % CW + r, last = d_end - 1;  // channels that do not exist take any finite steps
+      const T *w = weight + (i64)(d < last ? d : last) * PITCH + part, *w8 = weight + (i64)(d + 8 < last ? d + 8 : last) * PITCH + part;
+      const T* column = x + (m / CW * TS + r / 2 + r % 2 * 4) * LOW + part;
+      float c[4] = {0.f, 0.f, 0.f, 0.f};
+      UNROLL for (int k = 0; k < PITCH; k += K_LOW) multiply<K_LOW>(c, w + k, w8 + k, column + k, LOW - k - part);
+      write(q, m + r, put(c[0])); write(q + 4, m + r, put(c[1]));
+      if (ROWS == 16) { write(q, m + r + 8, put(c[2])); write(q + 4, m + r + 8, put(c[3])); }
+    }
+  }
+};
+
 // Step size from its raw value; `e` keeps exp(x) for the derivative. Small arguments take the series of log(1 + e).
 DI float step_size(float x, float& e) {
 #if SOFTPLUS
@@ -190,6 +254,16 @@ DI void put_four(T* to, int n, float4 x) {
   if constexpr (N % 4 == 0 && NT == N && ES == 4) *(float4*)to = x;
   else if constexpr (N % 4 == 0 && NT == N && KIND == 0) *(uint2*)to = make_uint2(pack(x.x, x.y), pack(x.z, x.w));
   else UNROLL for (int q = 0; q < 4; q++) if (n + q < N) to[q] = put(all[q]);
+}
+// Four sums over channels of step p, from column n on: of dB (which = 0), dC (1) or dx, the gradient of a step of low rank (2).
+template <class Args> DI void put_sum(const Args& a, const Size& z, const Unit& at, int p, int group, int which, int n, float4 sum) {
+  if (which == 2) {
+    T* to = (T*)a.ddelta.at + place(a.ddelta, z, at.b, at.s, p); const float all[4] = {sum.x, sum.y, sum.z, sum.w};
+    UNROLL for (int q = 0; q < 4; q++) if (n + q < RANK) to[(idx)(n + q) * (idx)a.ddelta.d] = put(all[q]);
+  } else {
+    const Mix& m = which ? a.dC : a.dB;
+    put_four((T*)m.at + place(m, z, at.b, at.s, p) + (idx)group * (idx)m.g + n, n, sum);
+  }
 }
 // A channel's constants.
 struct Channel { float a[NL], skip, bias; };

@@ -7,23 +7,26 @@ struct Args {
   Mix B, C;
   const float *A, *bias;
   float *ends, *steps;  // [unit][channel][N], [unit][channel]
+  const T* weight;
 };
 
 template <int CW> struct Summary {
   static constexpr int SPW = RW / CW, TILE = TS * RW, MAPS = 2 + GATED;
   static constexpr int MIX = SPW * MixTile<CW>::PITCH * 4, RAW = SPW * TS * 2 * N * ES, MAP = 2 * MAPS * TILE * ES;
-  static constexpr int BYTES = MIX + (RAW + 15) / 16 * 16 + MAP;
+  static constexpr int O_LOW = MIX + (RAW + 15) / 16 * 16, BYTES = O_LOW + LowTile<CW>::TILE * ES + MAP;
 
   DI static void run(const Args& a, char* shared, int units, int group, int d0, int d_end, int lane) {
     const Size& z = a.size;
-    float* mix = (float*)shared; T* raw = (T*)(shared + MIX); T* maps = (T*)(shared + BYTES - MAP);
+    float* mix = (float*)shared; T *raw = (T*)(shared + MIX), *x = (T*)(shared + O_LOW), *maps = (T*)(shared + BYTES - MAP);
     const int seat = lane % RW, n0 = lane / RW * NL, sub = seat / CW, d = d0 + seat % CW, unit = units * SPW + sub;
     const Unit at = unit_of(z, unit); const bool ok = at.left > 0 && d < d_end;
     Tile<CW> tile; tile.init(z, units, d0, d_end, lane);
     MixTile<CW> mixes; mixes.init(a.B, a.C, z, units, group, lane);
+    LowTile<CW> low; if (RANK) low.init(x, z, units, lane);
     auto fetch = [&](int i) {
       T* to = maps + (i & 1) * MAPS * TILE;
-      tile.load(to, a.u, z, i * TS); tile.load(to + TILE, a.delta, z, i * TS);
+      tile.load(to, a.u, z, i * TS);
+      if constexpr (RANK > 0) low.load(x, a.delta, z, i * TS, lane); else tile.load(to + TILE, a.delta, z, i * TS);
       if (GATED) tile.load(to + 2 * TILE, a.z, z, i * TS);
       mixes.load(raw, MixTile<CW>::RAW, a.B, a.C, z, units, group, i * TS, lane);
       copies_start();
@@ -37,10 +40,12 @@ template <int CW> struct Summary {
     for (int j = 0; j < tiles; j++) {
       const int i = BACK ? tiles - 1 - j : j;
       copies_wait(); warp_sync();
+      T* now = maps + (i & 1) * MAPS * TILE;
       MixTile<CW>::convert(raw, MixTile<CW>::RAW, mix, lane);
+      auto set_step = [&](int k, int place, T raw) { now[TILE + k * RW + place] = raw; };
+      if constexpr (RANK > 0) LowTile<CW>::project(x, a.weight, d0, d_end, lane, set_step);
       warp_sync();
       if (j + 1 < tiles) fetch(BACK ? i - 1 : i + 1);
-      T* now = maps + (i & 1) * MAPS * TILE;
       const int left = at.left - i * TS;
       close_steps(now + TILE + seat, left);
       const float* mixing = mix + sub * MixTile<CW>::PITCH + n0 + (BACK ? NT : 0);

@@ -1,0 +1,53 @@
+"""Steps of low rank: backends that do not take them get them projected to one number a channel first.
+
+A backend takes them itself if it has a function ``fuses_steps(call, direction) -> bool`` that says so for a pass,
+``"forward"`` or ``"backward"``. For all others one matrix product comes before a pass, again before the backward one
+instead of a map that is kept, and two come behind it.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slicescan.ops.call import Gradients, ScanCall
+
+
+def project(call: ScanCall) -> ScanCall:
+    """The same call with one step a channel, rounded as a linear layer in the dtype of the maps rounds."""
+    if call.delta_weight is None:
+        return call
+    steps = F.linear(call.delta, call.delta_weight.to(call.delta.dtype))
+    return dataclasses.replace(call, delta=steps, delta_weight=None)
+
+
+def forward(backend: Any, call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a call on a backend: ``(y, last_state, saved)``."""
+    return backend.forward(call if _fused(backend, call, "forward") else project(call), save=save)
+
+
+def saved_spec(backend: Any, call: ScanCall) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of what the forward pass saves, whether it projects first or not."""
+    return backend.saved_spec(project(call))
+
+
+def backward(backend: Any, call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
+    """Gradients of every argument of a call."""
+    if _fused(backend, call, "backward"):
+        return backend.backward(call, saved, grad_y, grad_last)
+    grads = backend.backward(project(call), saved, grad_y, grad_last)
+    if call.delta_weight is None:
+        return grads
+    steps = grads.delta.flatten(0, 2)  # positions d
+    low = (steps @ call.delta_weight.to(steps.dtype)).view(call.delta.shape)
+    weight = steps.t() @ call.delta.flatten(0, 2)
+    return grads._replace(
+        delta=torch.empty_like(call.delta).copy_(low), delta_weight=weight.to(call.delta_weight.dtype)
+    )
+
+
+def _fused(backend: Any, call: ScanCall, direction: str) -> bool:
+    fuses = getattr(backend, "fuses_steps", None)
+    return call.delta_weight is not None and fuses is not None and fuses(call, direction)
