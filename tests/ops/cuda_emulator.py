@@ -27,7 +27,7 @@ _KERNELS = {
     "silu_gate": [("silu_gate_forward", "Args"), ("silu_gate_backward", "Args")],
     "twice": [("twice_forward", "Args"), ("twice_backward", "Args")],
     "divergence": [(f"divergence_{name}", "Args") for name in ("sums", "mix", "gradient", "spread")],
-    "reduce": [("scan_finish", "Args"), ("scan_chain", "ChainArgs")],
+    "reduce": [("scan_finish", "Args"), ("scan_chain", "ChainArgs"), ("scan_weights", "WeightArgs")],
 }
 
 

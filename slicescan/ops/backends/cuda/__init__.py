@@ -7,7 +7,6 @@ state, a second chains the chunks, and then all of them run side by side as sequ
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.ops.backends.cuda import conv, driver
@@ -70,7 +69,7 @@ def forward(call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     B, C = _located(plan, mixes, len(maps))
     A = call.A.contiguous()
     D, bias, first = map(_plain, (call.D, call.delta_bias, call.initial_state))
-    weight = _weight_rows(call, plan)
+    weight = _laid_weight(call, plan, turned=False)
     if plan.chunks > 1:
         first = _enter_chunks(call, plan, (u, delta, _NOTHING, B, C), A, bias, weight, first, back=False)
     words = [*plan.size(plan.channel_warps), *u, *delta, *z, *out, *kept, *B, *C]
@@ -99,7 +98,7 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
     B, C, dB, dC = _located(plan, mixes, len(maps))
     A = call.A.contiguous()
     D, bias, last = map(_plain, (call.D, call.delta_bias, grad_last))
-    weight = _weight_rows(call, plan)
+    weight = _laid_weight(call, plan, turned=True)
     if plan.chunks > 1:
         last = _enter_chunks(call, plan, (dy, delta, z, B, C), A, bias, weight, last, back=True)
     blocks = -(-plan.channel_warps * 32 // plan.backward.threads)
@@ -107,10 +106,9 @@ def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | 
     mixing = call.A.new_empty(sums) if blocks > 1 else None
     d, n = call.A.shape
     params = call.A.new_empty((plan.unit_groups, d * (n + 2 + plan.macros["RANK"])))
-    turned = _weight_columns(call)
     size = plan.size(blocks, call.initial_state is not None)
     words = [*size, *u, *delta, *z, *dy, *du, *ddelta, *dz, *kept, *B, *C, *dB, *dC]
-    words += [*map(_address, (A, D, bias, last, grads.initial_state, mixing, params, saved, weight, turned))]
+    words += [*map(_address, (A, D, bias, last, grads.initial_state, mixing, params, saved, weight))]
     driver.launch(call.u.device.index, plan.backward, plan.unit_groups * plan.groups * blocks, words)
     _finish(call, plan, [*size, *dB, *dC, *ddelta, _address(mixing)], mixing is not None, params, grads)
     return grads
@@ -185,21 +183,16 @@ def _launch_warps(call: ScanCall, plan: Plan, kernel: driver.Kernel, words: list
     driver.launch(call.u.device.index, kernel, -(-jobs * 32 // kernel.threads), words)
 
 
-def _weight_rows(call: ScanCall, plan: Plan) -> Tensor | None:
-    """The step projection in the dtype of the maps, ``(channel, plan.weight_pitch)``, zero beyond the rank."""
+def _laid_weight(call: ScanCall, plan: Plan, *, turned: bool) -> Tensor | None:
+    """The step projection in the dtype of the maps and padded, with its transpose behind it if asked for."""
     if call.delta_weight is None:
         return None
-    weight = call.delta_weight.to(call.u.dtype)
-    return F.pad(weight, (0, plan.weight_pitch - weight.shape[1])).contiguous()
-
-
-def _weight_columns(call: ScanCall) -> Tensor | None:
-    """Its transpose, zero beyond ranks and channels up to what products and warps take at once."""
-    if call.delta_weight is None:
-        return None
-    weight = call.delta_weight.to(call.u.dtype).t()
-    r, d = weight.shape
-    return F.pad(weight, (0, -d % 32, 0, -r % 16)).contiguous()
+    d, r = call.delta_weight.shape
+    ranks, width = (r + -r % 16, d + -d % 32) if turned else (0, 0)
+    given, laid = call.delta_weight.contiguous(), call.u.new_empty(d * plan.weight_pitch + ranks * width)
+    words = [given.data_ptr(), laid.data_ptr(), d, plan.weight_pitch, ranks, width]
+    driver.launch(call.u.device.index, plan.weights, -(-laid.numel() // plan.weights.threads), words)
+    return laid
 
 
 def _located(plan: Plan, tensors: Iterable[Placed], skip: int = 0) -> list[list[int]]:

@@ -6,7 +6,7 @@ struct Args {
   const float *A, *D, *bias, *last;
   float *first, *mixing, *params;
   char* saved;
-  const T *weight, *turned;  // turned: [rank][channels, a multiple of 32], zero beyond both
+  const T* weight;  // and its transpose behind it
 };
 
 // Sums over lanes by the tensor cores: a constant 0/1 matrix sends each lane's value n to row n, and the product adds over
@@ -170,7 +170,7 @@ template <int CW> struct LowGradients {
 #endif
     }
   }
-  // dx, summed over the warp's channels, to its place in a tile of sums.
+  // dx, summed over the warp's channels, to its place in a tile of sums; `turned` is delta_weight [rank][channel].
   DI static void sum_channels(const T* ddelta, int pitch, const T* turned, float* part, int d0, const Size& z, int lane) {
     constexpr int K = CW < K_LOW ? CW : K_LOW;
     const int r = lane / 4, q = lane % 4; const i64 row = ((int)z.channels + 31) / 32 * 32;
@@ -412,7 +412,7 @@ template <int CW> struct Backward {
       warp_sync();
       if constexpr (RANK > 0) {
         const T* ddelta = (const T*)shared + RW;
-        low_grads.sum_channels(ddelta, SLOT / ES, a.turned, part, d0, z, lane);
+        low_grads.sum_channels(ddelta, SLOT / ES, a.weight + (i64)channels * LowTile<CW>::PITCH, part, d0, z, lane);
         low_grads.sum_steps(ddelta, SLOT / ES, lane);
         warp_sync();
       }

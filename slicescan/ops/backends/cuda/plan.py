@@ -206,6 +206,11 @@ class Plan:
         return Kernel("reduce", "scan_chain", self._reduced, 128, 0)
 
     @functools.cached_property
+    def weights(self) -> Kernel:
+        """The kernel that lays out the step projection."""
+        return Kernel("reduce", "scan_weights", self._reduced, 256, 0)
+
+    @functools.cached_property
     def _reduced(self) -> tuple[tuple[str, int], ...]:
         steps = self.groups * self.sequences * self.all_tiles * self.macros["TS"]
         kept = {

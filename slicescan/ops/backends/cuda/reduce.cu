@@ -56,6 +56,18 @@ extern "C" __global__ void __launch_bounds__(256) scan_finish(const __grid_const
   else a.out3[column - a.c3] = sum;
 }
 
+// delta_weight as the products of the passes take it: [channel][pitch], and behind it, if there are `ranks`, its transpose
+// [ranks][width]; zero where it has no number.
+struct WeightArgs { const float* weight; T* out; i64 channels, pitch, ranks, width; };
+
+extern "C" __global__ void __launch_bounds__(256) scan_weights(const __grid_constant__ WeightArgs a) {
+  const int rows = (int)(a.channels * a.pitch), i = blockIdx.x * 256 + threadIdx.x, j = i - rows;
+  if (j >= (int)(a.ranks * a.width)) return;
+  const int pitch = (int)(j < 0 ? a.pitch : a.width), at = j < 0 ? i : j, major = at / pitch, minor = at - major * pitch;
+  const int d = j < 0 ? major : minor, r = j < 0 ? minor : major;
+  a.out[i] = d < a.channels && r < RANK ? put(a.weight[d * RANK + r]) : put(0.f);
+}
+
 // From what every chunk does to a state and the state that enters the sequence (or zero): the state that enters each chunk,
 // ends [sequence][chunk][channel][N] in place. `back` goes from the last chunk to the first. One thread a channel and state.
 struct ChainArgs { const float *A, *enter; float* ends; const float* steps; i64 sequences, chunks, channels, back; };
