@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         load,
         model_entry,
         register_model,
+        unregister_model,
     )
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "profile",
     "register_model",
     "restore",
+    "unregister_model",
 ]
 
 _HOMES = {

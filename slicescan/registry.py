@@ -241,7 +241,7 @@ def register_model(entry: Entry) -> Entry:
         ...     return nn.Upsample(scale_factor=2)
         >>> is_model("doubler"), create_model("doubler")(torch.rand(1, 3, 4, 4)).shape
         (True, torch.Size([1, 3, 8, 8]))
-        >>> del _outside["doubler"]
+        >>> unregister_model("doubler")
     """
     names = list(_variants(entry)) or [entry.__name__]
     for name in names:
@@ -251,6 +251,20 @@ def register_model(entry: Entry) -> Entry:
     if entry not in FAMILIES:
         _outside.update(dict.fromkeys(names, entry))
     return entry
+
+
+def unregister_model(name: str) -> None:
+    """Forget a name that :func:`register_model` added; any other name changes nothing.
+
+    Example:
+        >>> @register_model
+        ... def doubler(pretrained=False, **kwargs):
+        ...     return nn.Upsample(scale_factor=2)
+        >>> unregister_model("doubler")
+        >>> is_model("doubler")
+        False
+    """
+    _outside.pop(name, None)
 
 
 def _builders() -> dict[str, Callable[..., nn.Module]]:

@@ -16,6 +16,7 @@ NAMES = [
     "model_entry",
     "register_model",
     "restore",
+    "unregister_model",
 ]
 
 

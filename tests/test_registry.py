@@ -7,7 +7,17 @@ import torch
 from torch import nn
 
 import slicescan
-from slicescan import create_model, is_model, list_models, list_pretrained, load, model_entry, register_model, registry
+from slicescan import (
+    create_model,
+    is_model,
+    list_models,
+    list_pretrained,
+    load,
+    model_entry,
+    register_model,
+    registry,
+    unregister_model,
+)
 from slicescan.checkpoint import CheckpointError, write_checkpoint
 from slicescan.models.base import Detected, Reconstruction, Restorer
 from slicescan.models.xyscannet import XYScanNet
@@ -309,6 +319,19 @@ def test_a_function_from_outside_gets_what_the_caller_gave(tmp_path):
     assert received["cache_dir"] == "here" and model_entry("mirror").family == "mirror"
     torch.save({"weight": torch.full((1, 1, 1, 1), 5.0), "bias": torch.zeros(1)}, tmp_path / "net.pth")
     assert create_model("mirror", checkpoint_path=tmp_path / "net.pth").weight.item() == 5
+
+
+def test_a_name_is_given_up_and_built_in_ones_stay():
+    register_model(Other)
+    for name in ("other_one", "xyscannet", "never_heard_of"):
+        unregister_model(name)
+    assert list_models("other*") == ["other_two"] and is_model("xyscannet")
+
+    @register_model
+    def other_one(pretrained=False, **kwargs):
+        return nn.Identity()
+
+    assert isinstance(create_model("other_one"), nn.Identity)
 
 
 def test_registering_the_same_thing_again_changes_nothing_and_another_is_refused():

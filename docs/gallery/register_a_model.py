@@ -113,7 +113,5 @@ _ = axes[3].set(title="loss", xlabel="step")
 # becomes the model's. A network that should join the package has one more line to write, see
 # :doc:`/extending`.
 
-# sphinx_gallery_start_ignore
-for name in TwoLevels.variants:  # other pages list the models of the package
-    del slicescan.registry._outside[name]
-# sphinx_gallery_end_ignore
+for name in TwoLevels.variants:  # a name can be given up again
+    slicescan.unregister_model(name)

@@ -97,7 +97,8 @@ def register_backend(name: str, backend: Any, *, before: str = "reference") -> N
         name: What calls and the environment variable ``SLICESCAN_BACKEND`` ask for. A name registered before is given
             to the new backend.
         backend: A module or any object with the functions of a backend: ``why_not``, ``forward``, ``saved_spec`` and
-            ``backward``; :doc:`/auto_gallery/write_a_backend` shows them.
+            ``backward``; :doc:`/auto_gallery/write_a_backend` shows them, and :doc:`/api/ops` what they are given:
+            a ``ScanCall``, with ``unroll`` and ``roll`` to bring its maps into sequences and back.
         before: The backend that it is tried before when a call names none. By default it comes after all that can run
             anything, so that it runs only the calls that name it.
 
