@@ -15,7 +15,7 @@ import time
 import torch
 from torch import Tensor
 
-from slicescan.engine.profile import LiveMemory
+from slicescan.engine.memory import LiveMemory
 from slicescan.models.xyscannet import XYScanNet
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

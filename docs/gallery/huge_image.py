@@ -56,7 +56,7 @@ for axis in axes:
 
 import torch
 
-from slicescan.engine.profile import LiveMemory
+from slicescan.engine.memory import LiveMemory
 
 thin = slicescan.create_model("xyscannet_tiny", blocks=(1, 1, 1))
 

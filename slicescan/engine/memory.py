@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Parameters of ``mallopt``, from the C library's ``malloc.h``."""
@@ -36,16 +37,36 @@ class LiveMemory(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
+        self._held = 0  # by what is alive, and by what went since that was last looked at
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._left_out: set[int] = set()
+
+    def leave_out(self, tensors: Iterable[Tensor]) -> None:
+        """Never count these, nor views of them."""
+        self._left_out.update(tensor.untyped_storage()._cdata for tensor in tensors)
+
+    def follow(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor as alive."""
+        storage = tensor.untyped_storage()
+        known = self._alive.get(storage._cdata)
+        if storage._cdata in self._left_out or (known is not None and not known[0].expired()):
+            return
+        self._held += storage.nbytes() - (known[1] if known is not None else 0)
+        self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        if self._held > self.peak:  # perhaps; look what is still there
+            self._alive = {key: kept for key, kept in self._alive.items() if not kept[0].expired()}
+            self._held = sum(size for _, size in self._alive.values())
+            self.peak = max(self.peak, self._held)
+
+    def follow_all(self, result: Any) -> None:
+        """Count all tensors of what an operation returned."""
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.follow(leaf)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self._alive = {key: kept for key, kept in self._alive.items() if not kept[0].expired()}
-        for made in result if isinstance(result, list | tuple) else [result]:
-            if isinstance(made, Tensor):
-                storage = made.untyped_storage()
-                self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        self.follow_all(result)
         return result
 
 

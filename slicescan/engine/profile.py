@@ -1,19 +1,18 @@
 """What a model costs: parameters, multiply-adds, scan updates, memory. Only shapes are followed; nothing is run."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from slicescan.engine.memory import LiveMemory
 from slicescan.ops import dispatch
 from slicescan.ops.library import scan_work
 
@@ -67,7 +66,7 @@ def profile(model: nn.Module, size: Sequence[int] = (3, 256, 256)) -> Profile:
         image = torch.empty(1, *size, dtype=dtype, device=device)
         memory.leave_out(shadows.values())
         memory.follow(image)
-        with counter, memory:
+        with counter, _Inside(memory):
             torch.func.functional_call(model, shadows, (image,))
     return Profile(
         size=tuple(size),
@@ -110,36 +109,14 @@ class WorkCounter(FlopCounterMode):
         return self.get_total_flops() // 2
 
 
-class LiveMemory(TorchDispatchMode):
-    """Follows which storages are alive after every operation, and the most that they held together."""
+class _Inside(TorchDispatchMode):
+    """Has live memory followed after every operation, also those inside a call."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: LiveMemory) -> None:
         super().__init__()
-        self.peak = 0
-        self._held = 0  # by what is alive, and by what went since that was last looked at
-        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self._left_out: set[int] = set()
-
-    def leave_out(self, tensors: Iterable[Tensor]) -> None:
-        """Never count these, nor views of them."""
-        self._left_out.update(tensor.untyped_storage()._cdata for tensor in tensors)
-
-    def follow(self, tensor: Tensor) -> None:
-        """Count the storage of a tensor as alive."""
-        storage = tensor.untyped_storage()
-        known = self._alive.get(storage._cdata)
-        if storage._cdata in self._left_out or (known is not None and not known[0].expired()):
-            return
-        self._held += storage.nbytes() - (known[1] if known is not None else 0)
-        self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        if self._held > self.peak:  # perhaps; look what is still there
-            self._alive = {key: kept for key, kept in self._alive.items() if not kept[0].expired()}
-            self._held = sum(size for _, size in self._alive.values())
-            self.peak = max(self.peak, self._held)
+        self.memory = memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.follow(leaf)
+        self.memory.follow_all(result)
         return result
