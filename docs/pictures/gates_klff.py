@@ -25,7 +25,7 @@ def divergences(model, image: Tensor) -> dict[tuple[int, int], Tensor]:
     for level, others in ((1, (2, 3)), (2, (1, 3))):
         x = maps[level, "conv"]
         for other, name in zip(others, ("conv_n1", "conv_n2"), strict=True):
-            n = maps[level, name]
+            n = F.interpolate(maps[level, name], x.shape[2:], mode="nearest")  # coarser levels stay small until here
             found[level, other] = (torch.sigmoid(x) * (F.logsigmoid(x) - F.logsigmoid(n)))[0].mean(0)
     return found
 
