@@ -129,7 +129,7 @@ template <int CW> struct Partials {
   }
   // Four neighbouring values of dB (which = 0), dC or dx of one step and sequence from a warp's tile of sums.
   DI static float4 four(const float* tile, int k, int sub, int which, int n) {
-    if (which == 2) {
+    if (RANK && which == 2) {
       const float* from = tile + TS * STEP + (k * SPW + sub) * LOW_WORDS;
       if (KIND != 0) return *(const float4*)(from + n);
       const uint2 w = *(const uint2*)(from + n / 2);
@@ -266,7 +266,7 @@ template <int CW> struct Backward {
     UNROLL for (int j = 0; j < (COUNT + NW * 32 - 1) / (NW * 32); j++) {
       const int e = threadIdx.x + j * NW * 32;
       if (COUNT % (NW * 32) != 0 && e >= COUNT) break;
-      const int column = e % FOURS * 4, which = column < 2 * NT ? column / NT : 2, n = column - which * NT;
+      const int column = e % FOURS * 4, which = RANK && column >= 2 * NT ? 2 : column / NT, n = column - which * NT;
       const int k = e / FOURS % TS, sub = e / FOURS / TS;
       const float* from = (const float*)(block_shared + O_PART) + i % BUFFERS * Partials<CW>::TILE;
       float4 sum = Partials<CW>::four(from, k, sub, which, n);

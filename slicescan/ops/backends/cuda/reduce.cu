@@ -16,7 +16,7 @@ DI void finish_mixing(const Args& a) {
   const i64 i = (i64)blockIdx.x * 256 + threadIdx.x;
   const idx chunk = (idx)z.tiles * TS, steps = (idx)z.units * chunk, row = (idx)(i / FOURS);
   const int group = (int)(row / steps), unit = (int)((row - group * steps) / chunk);
-  const int p = (int)(row - group * steps - unit * chunk), e = (int)(i % FOURS) * 4, which = e < 2 * NT ? e / NT : 2;
+  const int p = (int)(row - group * steps - unit * chunk), e = (int)(i % FOURS) * 4, which = RANK && e >= 2 * NT ? 2 : e / NT;
   if (group >= (int)z.groups) return;
   const Unit at = unit_of(z, unit);
   if (p >= at.left) return;

@@ -257,7 +257,7 @@ DI void put_four(T* to, int n, float4 x) {
 }
 // Four sums over channels of step p, from column n on: of dB (which = 0), dC (1) or dx, the gradient of a step of low rank (2).
 template <class Args> DI void put_sum(const Args& a, const Size& z, const Unit& at, int p, int group, int which, int n, float4 sum) {
-  if (which == 2) {
+  if (RANK && which == 2) {
     T* to = (T*)a.ddelta.at + place(a.ddelta, z, at.b, at.s, p); const float all[4] = {sum.x, sum.y, sum.z, sum.w};
     UNROLL for (int q = 0; q < 4; q++) if (n + q < RANK) to[(idx)(n + q) * (idx)a.ddelta.d] = put(all[q]);
   } else {
