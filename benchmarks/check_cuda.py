@@ -48,9 +48,11 @@ def make(shape, n=16, *, dtype="bf16", groups=1, rank=None, axis="w", reverse=Fa
     B, C = mapped(groups, n), mapped(groups, n)
     if rank is not None:
         sizes = [rank, groups * n, groups * n]
-        delta, B, C = torch.cat([mapped(rank), B.flatten(3), C.flatten(3)], -1).split(sizes, -1)
+        low, weight = mapped(rank), draw(d, rank) * rank**-0.5
+        low, weight = (low, weight) if softplus else (low.abs() * 0.2, weight.abs())
+        delta, B, C = torch.cat([low, B.flatten(3), C.flatten(3)], -1).split(sizes, -1)
         B, C = B.unflatten(-1, (groups, n)), C.unflatten(-1, (groups, n))
-        optional["delta_weight"] = draw(d, rank) * rank**-0.5
+        optional["delta_weight"] = weight
     return ScanCall(mapped(d), delta, A, B, C, **optional, axis=axis, reverse=reverse, carry=carry,
                     delta_softplus=softplus)  # fmt: skip
 
