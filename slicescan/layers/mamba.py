@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from slicescan.layers.hooks import hooked
 from slicescan.ops import causal_conv, slice_scan
+from slicescan.ops.library import transformed, watched
 
-PIECE = 2**22
-"""Elements of an inner map that a CPU works on at once without gradients; larger pieces take memory, save no time."""
+PIECE, PIECE_CUDA = 2**22, 2**26
+"""Elements of an inner map that a device works on at once without gradients; more take memory and save no time."""
 
 
 class Past(NamedTuple):
@@ -58,6 +62,10 @@ class Mamba(nn.Module):
         conv_bias: Whether the causal convolution has a bias.
         bias: Whether the first and last projection have a bias.
 
+    Attributes:
+        recompute: Whether gradients on a GPU compute the convolution and the scan anew instead of keeping their maps:
+            about a third less memory in training, a few percent more time. True; set it to False to keep them.
+
     Shape:
         ``(b, l, dim)`` to the same.
 
@@ -83,6 +91,7 @@ class Mamba(nn.Module):
     ):
         super().__init__()
         inner = int(expand * dim)
+        self.recompute = True
         self.dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         self.state = state
         self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)
@@ -142,20 +151,37 @@ class Mamba(nn.Module):
         return _joined(pieces, across), Past.cat(left, across)
 
     def _slices_at_once(self, x: Tensor, along: int, across: int) -> int:
-        if x.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return max(1, PIECE // max(1, x.shape[0] * x.shape[along] * self.D.numel()))
-        return x.shape[across]
+        piece = PIECE if x.is_cpu else PIECE_CUDA if x.is_cuda else 0
+        if not piece or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return x.shape[across]
+        return max(1, piece // max(1, x.shape[0] * x.shape[along] * self.D.numel()))
 
     def _scan(self, x: Tensor, axis: Literal["h", "w"], past: Past | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The output, the inputs of the convolution, and the last state."""
-        along = 1 if axis == "h" else 2
         u, z = self.in_proj(x).chunk(2, -1)
-        inputs = torch.cat([past.inputs, u], along) if past else u
+        inputs = torch.cat([past.inputs, u], 1 if axis == "h" else 2) if past else u
+        if past is None and self._computes_again(u):
+            y, last = checkpoint(self._mixed, u, z, axis, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y, last = self._mixed(inputs, z, axis, past)
+        return self.out_proj(y), inputs, last
+
+    def _computes_again(self, u: Tensor) -> bool:
+        """Whether the gradients compute the inside anew, as mamba-ssm's do, which keeps two maps of about eight."""
+        return (
+            self.recompute and u.is_cuda and u.requires_grad and not torch.compiler.is_compiling() and not transformed()
+        )
+
+    def _mixed(
+        self, inputs: Tensor, z: Tensor, axis: Literal["h", "w"], past: Past | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """From the first projection to the last: the gated output of the scan, and its last state."""
         u = causal_conv(inputs, self.conv1d.weight[:, 0], self.conv1d.bias, axis=axis, silu=True)
         if past:
-            u = u.narrow(along, past.inputs.shape[along], x.shape[along])
-        step, B, C = self.x_proj(u).split([self.dt_rank, self.state, self.state], -1)
-        y, last = slice_scan(
+            along = 1 if axis == "h" else 2
+            u = u.narrow(along, past.inputs.shape[along], z.shape[along])
+        step, B, C = self._selection(u)
+        return slice_scan(
             u,
             step,
             decay_rates(self.A_log),
@@ -170,7 +196,20 @@ class Mamba(nn.Module):
             delta_softplus=True,
             delta_weight=self.dt_proj.weight,
         )
-        return self.out_proj(y), inputs, last
+
+    def _selection(self, u: Tensor) -> tuple[Tensor, ...]:
+        """``step``, ``B`` and ``C`` of every position."""
+        if not self._aligns(u):
+            return self.x_proj(u).split([self.dt_rank, self.state, self.state], -1)
+        step, mixes = self.x_proj.weight.split([self.dt_rank, 2 * self.state])
+        gap = -self.dt_rank % 8
+        weight = torch.cat([step, step.new_zeros(gap, step.shape[1]), mixes])
+        step, _, B, C = F.linear(u, weight).split([self.dt_rank, gap, self.state, self.state], -1)
+        return step, B, C
+
+    def _aligns(self, u: Tensor) -> bool:
+        """Whether each of the three begins at a multiple of 8 numbers, which a GPU reads and writes faster."""
+        return u.is_cuda and not watched() and type(self.x_proj) is nn.Linear and not hooked(self.x_proj)
 
     def extra_repr(self) -> str:
         """Sizes that the submodules do not show, for ``repr``."""

@@ -4,8 +4,8 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from slicescan.layers.hooks import hooked
 from slicescan.layers.memory_order import ordered_like
 from slicescan.ops import add_layer_norm, layer_norm
 
@@ -116,14 +116,8 @@ def add_and_norm(x: Tensor, branch: Tensor, norm: nn.Module) -> tuple[Tensor, Te
         (True, True)
     """
     body = getattr(norm, "body", None)
-    if type(norm) is nn.Sequential and type(body) is LayerNorm2d and not (_watched(norm) or _watched(body)):
+    if type(norm) is nn.Sequential and type(body) is LayerNorm2d and not (hooked(norm) or hooked(body)):
         s, y = add_layer_norm(x, branch, body.weight, body.bias, eps=body.eps)
         return s, ordered_like(y, s)
     s = x + branch
     return s, norm(s)
-
-
-def _watched(module: nn.Module) -> bool:
-    """Whether a call of a module is more than the ``forward`` of its class."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in module.__dict__ or bool(_has_any_global_hook())

@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from slicescan.layers import Mamba
 from tests.layers import restated
@@ -84,3 +87,29 @@ def test_decay_rates_stay_float32_in_a_half_precision_module():
 
     assert decay_rates(Mamba(4).bfloat16().A_log).dtype == torch.float32
     assert decay_rates(Mamba(4).double().A_log).dtype == torch.float64
+
+
+@pytest.mark.parametrize("axis", ["h", "w"])
+def test_what_gpus_do_otherwise_changes_nothing(axis, monkeypatch):
+    layer = restated.perturb(Mamba(36, state=5).double())
+    x = torch.randn(2, 3, 7, 36, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *layer.parameters()]
+    seed = torch.randn(2, 3, 7, 36, dtype=torch.float64)
+    plain = layer.scan(x, axis=axis)
+    expected = [plain, *torch.autograd.grad(plain, leaves, seed)]
+    monkeypatch.setattr(Mamba, "_computes_again", lambda *_: True)
+    monkeypatch.setattr(Mamba, "_aligns", lambda *_: True)
+    y = layer.scan(x, axis=axis)
+    for found, value in zip([y, *torch.autograd.grad(y, leaves, seed)], expected, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-10, atol=1e-12)
+
+
+def test_a_projection_that_is_hooked_or_replaced_is_called():
+    layer = Mamba(8)
+    u = SimpleNamespace(is_cuda=True)
+    assert layer._aligns(u)
+    handle = layer.x_proj.register_forward_hook(lambda *_: None)
+    assert not layer._aligns(u)
+    handle.remove()
+    layer.x_proj = nn.Sequential(layer.x_proj)
+    assert not layer._aligns(u)

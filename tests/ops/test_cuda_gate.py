@@ -86,7 +86,7 @@ def test_a_bias_may_be_a_part_of_a_larger_tensor():
 def test_other_pieces_make_the_same_maps(pieces, monkeypatch):
     x, weight, _, _ = draw(c=16, h=7, w=18, dtype=BFLOAT)
     first = gate.convolve(x, weight, None, "silu")
-    monkeypatch.setitem(gate._PIECES, "forward", pieces[:2])
+    monkeypatch.setitem(gate._PIECES, "forward", {2: pieces[:2]})
     monkeypatch.setitem(gate._VECTOR, "forward", pieces[2])
     gate._planned.cache_clear()
     assert torch.equal(gate.convolve(x, weight, None, "silu"), first)

@@ -13,7 +13,7 @@ from slicescan.ops.backends.cuda.eager import direct
 from slicescan.ops.backends.cuda.plan import KINDS, copy_bytes, place_of, reach
 
 ACTIVATIONS = {"linear": 0, "silu": 1, "gelu": 2}
-_PIECES = {"forward": (2, 8), "gradient": (1, 16)}  # rows and columns of a thread
+_PIECES = {"forward": {2: (4, 8), 4: (2, 8)}, "gradient": {2: (1, 16), 4: (1, 16)}}  # rows and columns of a thread
 _VECTOR = {"forward": 2, "gradient": 2}  # channels of a thread, at most
 _ROWS = 1024  # rows of blocks whose sums of dweight and dbias remain
 _ORDER = torch.channels_last
@@ -47,7 +47,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> 
     kernel, places, sizes = _plan("forward", activation, x, y)
     taps, shift = _taps(weight), None if bias is None else _taps(bias)
     words = [*places[0], *places[1], *[0] * 5, taps.data_ptr(), 0 if shift is None else shift.data_ptr(), 0, *sizes, 0]
-    jobs = _pieces("forward", sizes) * (sizes[3] // dict(kernel.macros)["V"])
+    jobs = _pieces(kernel, sizes) * (sizes[3] // dict(kernel.macros)["V"])
     driver.launch(x.device.index, kernel, -(-jobs // 256), words)
     return y
 
@@ -63,7 +63,7 @@ def backward(
     kernel, places, sizes = _plan("gradient", activation, x, grad_y, inner)
     vectors = sizes[3] // dict(kernel.macros)["V"]
     across = min(vectors, 32)
-    rows = max(1, min(_ROWS // -(-vectors // across), -(-_pieces("gradient", sizes) // (128 // across))))
+    rows = max(1, min(_ROWS // -(-vectors // across), -(-_pieces(kernel, sizes) // (128 // across))))
     sums = torch.empty((rows, channels, 10), dtype=torch.float32, device=x.device)
     taps, shift = _taps(weight), None if bias is None else _taps(bias)
     words = [*places[0], *places[1], *places[2], taps.data_ptr(), 0 if shift is None else shift.data_ptr()]
@@ -85,8 +85,9 @@ def _taps(tensor: Tensor) -> Tensor:
     return taps if taps.data_ptr() % 8 == 0 else taps.clone()  # a part of a larger tensor; pairs are read at once
 
 
-def _pieces(direction: str, sizes: Sequence[int]) -> int:
-    tall, strip = _PIECES[direction]
+def _pieces(kernel: driver.Kernel, sizes: Sequence[int]) -> int:
+    macros = dict(kernel.macros)
+    tall, strip = macros["TALL"], macros["STRIP"]
     return sizes[0] * -(-sizes[1] // tall) * -(-sizes[2] // strip)
 
 
@@ -111,7 +112,7 @@ def _planned(
     most = _VECTOR[direction] if size == 2 else 2
     vector = next((v for v in (4, 2) if v <= most and min(together) >= v * size), 1)
     wide = any(reach(stride, shape) >= 2**31 - 2**20 for stride, _ in layouts)
-    tall, strip = _PIECES[direction]
+    tall, strip = _PIECES[direction][size]
     macros = {"KIND": KINDS[dtype], "WIDE": int(wide), "V": vector, "TALL": tall, "STRIP": strip,
               "GATE": int(bool(activation)), "ACT": ACTIVATIONS[activation or "linear"]}  # fmt: skip
     threads, halves = (256, 0) if direction == "forward" else (128, 1 + bool(activation))
