@@ -39,7 +39,7 @@ def value(result: Mapping[str, Any], name: str, key: str) -> float | None:
     """One figure of a variant, in ms, GiB, dB or none."""
     variant = result["variants"].get(name, {})
     if key in QUALITY:
-        found = spread(variant, key) if variant else None
+        found = spread(variant, key) if "runs" in variant else None
         return found[0] if found else None
     cost = variant.get("costs", {}).get(key)
     return None if cost is None else cost / GIB if key.endswith("bytes") else cost
@@ -52,8 +52,8 @@ def table(result: Mapping[str, Any], names: Sequence[str], keys: Sequence[str]) 
         "|---|--:|" + "--:|" * len(keys),
     ]
     for name in names:
-        variant = result["variants"].get(name)
-        if variant is None:
+        variant = result["variants"].get(name, {})
+        if "runs" not in variant:
             continue
         cells = []
         for key in keys:
@@ -105,18 +105,23 @@ def agreement(result: Mapping[str, Any]) -> list[str]:
 
 def render(result: Mapping[str, Any]) -> str:
     """All tables, and where the order agrees."""
+    parts = []
+    if "iterations" in result:
+        seeds = ", ".join(map(str, result["seeds"]))
+        about = f"{result['iterations']} steps, seeds {seeds}, synthetic blur on {result['photographs']} photographs"
+        parts.append(about)
+    if "costs_about" in result:
+        parts.append(f"Times and memory: {result['costs_about']['device']}")
     keys = (*QUALITY, *COSTS)
-    parts = [
-        f"{result['iterations']} steps, seeds {', '.join(map(str, result['seeds']))}, {result['about']['device']}, "
-        f"synthetic blur on {result['photographs']} photographs",
+    parts += [
         "Vision modules (Table 5)",
         table(result, MODULES, keys),
         "Scanners (Table 7)",
         table(result, SCANNERS, keys),
         "Fusion (Table 8)",
-        table(result, FUSIONS, ("psnr", "lpips", "niqe")),
+        table(result, FUSIONS, QUALITY),
         "\n".join(f"- {line}" for line in agreement(result)),
     ]
     if wide := costs_table(result):
         parts += ["Width 48: ours / the conventional composition, forward and backward of 4×256×256, one image", wide]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slicescan.layers.hooks import hooked
 from slicescan.layers.memory_order import as_image, as_map, channels_last, ordered_like
 from slicescan.layers.strips import Strip, Treat
+from slicescan.ops.library import watched
 
 ScanStrip = Callable[[Strip, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -35,7 +38,7 @@ class HalvesScanner(nn.Module):
         return torch.cat(self.scan(first, second), -1)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, ...]:
-        return as_map(self.conv_input(channels_last(x))).chunk(2, -1)  # b h w d
+        return pointwise(self.conv_input, x).chunk(2, -1)  # b h w d
 
     def scan(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Scan both halves, ``(b, h, w, dim / 2)`` each."""
@@ -49,3 +52,21 @@ class HalvesScanner(nn.Module):
     def scan_strips(self, maps: Iterable[Tensor]) -> ScanStrip:
         """What stands for ``scan`` on strips in order; ``maps`` are all strips of the input, for one pass."""
         raise NotImplementedError
+
+
+def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution of ``(b, c, h, w)`` as a map ``(b, h, w, d)``.
+
+    A half of a wider map, whose pixels lie apart, is read in place on a GPU in half precision, by a matrix product; a
+    convolution would copy it first. In float32 it stays the convolution, whose arithmetic users choose separately.
+    """
+    if _in_place(conv, x):
+        return F.linear(as_map(x), conv.weight.flatten(1), conv.bias)
+    return as_map(conv(channels_last(x)))
+
+
+def _in_place(conv: nn.Conv2d, x: Tensor) -> bool:
+    if not x.is_cuda or x.stride(1) != 1 or x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    halved = x.dtype.itemsize == 2 and (x.dtype == conv.weight.dtype or torch.is_autocast_enabled("cuda"))
+    return halved and not (torch.compiler.is_compiling() or watched() or hooked(conv))

@@ -3,6 +3,7 @@ import json
 import pytest
 from PIL import Image
 
+import benchmarks.study.__main__ as study_main
 from benchmarks.study.__main__ import main
 from benchmarks.study.measure import costs, costs_beside
 from benchmarks.study.tables import agreement, costs_table, table
@@ -42,33 +43,24 @@ def test_an_unknown_variant_is_named():
         recipe("both", 0)
 
 
-def test_the_study_trains_goes_on_measures_and_prints(photos, tmp_path, capsys):
+def test_the_study_trains_goes_on_measures_and_prints(photos, tmp_path, capsys, monkeypatch):
     out, stored = tmp_path / "runs", tmp_path / "study.json"
-    shared = [
-        "--photos",
-        photos,
-        "--out",
-        out,
-        "--iterations",
-        1,
-        "--batch",
-        1,
-        "--dim",
-        4,
-        "--seeds",
-        0,
-        "--device",
-        "cpu",
-    ]
-    assert study("measure", *shared, "--json", stored, "--size", "none") == 1
+    small = ["--iterations", 1, "--batch", 1, "--dim", 4, "--device", "cpu"]
+    shared = ["--photos", photos, "--out", out, "--seeds", 0, *small]
+    assert study("measure", *shared, "--json", stored) == 1
     assert "run 'train' first" in capsys.readouterr().err and not stored.exists()
     assert study("train", *shared, "--only", "skip", "--max-seconds", 0) == 0
     assert "not ended yet: skip_0" in capsys.readouterr().out
     assert study("train", *shared, "--only", "skip") == 0
     assert ended(folder(out, "skip", 0), 1) and not ended(folder(out, "skip", 0), 2)
-    assert study("measure", *shared, "--json", stored, "--size", "none") == 0
+    monkeypatch.setattr(study_main, "costs_beside", lambda *_: {})
+    patch = ["--patch", 16, "--size", "16x24"]
+    assert study("costs", *small, *patch, "--only", "skip", "aff", "--json", stored) == 0
+    assert study("measure", *shared, "--json", stored) == 0
+    assert study("tables", "--json", stored) == 0 and "| aff |" not in capsys.readouterr().out
     result = json.loads(stored.read_text())
     (run,) = result["variants"]["skip"]["runs"]
+    assert result["variants"]["skip"]["costs"]["infer_ms"] > 0 and "runs" not in result["variants"]["aff"]
     assert run["psnr"] > 10 and run["niqe"] > 0 and result["photographs"] == 1
     assert study("tables", "--json", stored) == 0
     assert f"| skip | {result['variants']['skip']['params']:,} | {run['psnr']:.2f} dB |" in capsys.readouterr().out

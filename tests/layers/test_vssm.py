@@ -1,6 +1,7 @@
 import pytest
+import torch
 
-from slicescan.layers import InterVSSM, IntraVSSM
+from slicescan.layers import InterVSSM, IntraVSSM, halves
 from tests.layers import restated
 from tests.layers.agreement import assert_restates, noise
 
@@ -53,3 +54,17 @@ def test_bias_reaches_every_convolution_but_no_projection_of_mamba(layer):
 @pytest.mark.parametrize(("dim", "count"), [(48, 18_672), (96, 67_488), (192, 255_936)])
 def test_the_number_of_parameters_is_the_published_one(layer, dim, count):
     assert sum(p.numel() for p in layer(dim).parameters()) == count
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_half_read_in_place_is_projected_alike(bias, monkeypatch):
+    layer = restated.perturb(IntraVSSM(8, bias=bias)).double()
+    x = noise(2, 8, 3, 5).requires_grad_()
+    leaves = [x, *layer.parameters()]
+    plain = layer(x)
+    seed = torch.randn_like(plain)
+    expected = [plain, *torch.autograd.grad(plain, leaves, seed)]
+    monkeypatch.setattr(halves, "_in_place", lambda *_: True)
+    y = layer(x)
+    for found, value in zip([y, *torch.autograd.grad(y, leaves, seed)], expected, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-10, atol=1e-12)

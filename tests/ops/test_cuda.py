@@ -60,12 +60,23 @@ def test_the_kernels_compile_without_a_gpu(name, architecture, monkeypatch):
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_ranks_that_the_plan_leaves_out_are_projected_first(direction, monkeypatch):
+    monkeypatch.setattr(plan, "pays", lambda *_: True)
     call = call_of((1, 2, 9, 24), rank=5)
     assert cuda.fuses_steps(call, direction)
     monkeypatch.setitem(plan.FUSED_RANKS, direction, 4)
     assert not cuda.fuses_steps(call, direction)
     assert cuda.fuses_steps(call_of((1, 2, 9, 24), rank=4), direction)
     assert not cuda.fuses_steps(call_of((1, 2, 9, 24), rank=0), direction)
+
+
+def test_steps_are_projected_inside_where_that_is_faster():
+    half, single = torch.bfloat16, torch.float32
+    forward = {
+        (d, r, t): plan.pays(t, d, r, "forward") for d, r in ((72, 3), (144, 5), (288, 9)) for t in (half, single)
+    }
+    assert [key for key, inside in forward.items() if not inside] == [(144, 5, half)]
+    backward = {(d, t): plan.pays(t, d, 5, "backward") for d in (72, 144) for t in (half, single)}
+    assert [key for key, inside in backward.items() if not inside] == [(72, single)]
 
 
 def test_an_error_in_the_source_comes_with_the_compilers_words():

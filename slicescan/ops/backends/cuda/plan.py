@@ -30,8 +30,16 @@ FUSED_RANKS = {"forward": 64, "backward": 64}
 def fuses_steps(call: ScanCall, direction: str) -> bool:
     """Whether a pass takes low-rank steps; the backward one adds up their gradient over one group of channels."""
     assert call.delta_weight is not None
+    channels, rank = call.delta_weight.shape
     one_group = direction == "forward" or call.B.shape[3] == 1
-    return one_group and 0 < call.delta_weight.shape[1] <= FUSED_RANKS[direction]
+    return one_group and 0 < rank <= FUSED_RANKS[direction] and pays(call.u.dtype, channels, rank, direction)
+
+
+def pays(dtype: torch.dtype, channels: int, rank: int, direction: str) -> bool:
+    """Whether projecting inside is the faster way, by what ``benchmarks/check_cuda.py steps`` measured on an H100."""
+    if direction == "forward":
+        return dtype == torch.float32 or rank <= 4 or channels % 32 == 0
+    return dtype != torch.float32 or channels >= 128
 
 
 def keeps_y(call: ScanCall) -> bool:
