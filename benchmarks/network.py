@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -188,21 +188,18 @@ def prepared(
     return run, (made[0] if train else made).clone()
 
 
-def network_rows(sizes: Sizes, options: argparse.Namespace) -> list[Row]:
+def network_rows(sizes: Sizes, options: argparse.Namespace) -> Iterator[Row]:
     """Whole networks, for each width, size and precision."""
-    rows = []
     for dim in options.dim or sizes.dims:
         modules, name = pair(dim, options.device, sizes.blocks)
         error = check(modules, *sizes.check, device=options.device)
         for (train, shape), kind in ((case, kind) for case in sizes.cases for kind in options.dtype):
             row = compare(modules, shape, kind, train, options.device, options.way, options.rounds)
-            rows.append(show({"part": "network", "what": f"dim {dim}", "peer": name, "error": error, **row}))
-    return rows
+            yield show({"part": "network", "what": f"dim {dim}", "peer": name, "error": error, **row})
 
 
-def block_rows(sizes: Sizes, options: argparse.Namespace) -> list[Row]:
+def block_rows(sizes: Sizes, options: argparse.Namespace) -> Iterator[Row]:
     """One Intra-VSSM and one Inter-VSSM."""
-    rows = []
     for dim in options.dim or sizes.block_dims:
         modules, name = pair(dim, options.device, (1, 1, 1))
         for slot in ("intra", "inter"):
@@ -211,13 +208,12 @@ def block_rows(sizes: Sizes, options: argparse.Namespace) -> list[Row]:
             for train, kind in ((train, kind) for train in (False, True) for kind in options.dtype):
                 shape = (sizes.block[0], dim, *sizes.block[1:])
                 row = compare(alone, shape, kind, train, options.device, options.way, options.rounds)
-                rows.append(show({"part": "block", "what": f"{slot}, dim {dim}", "peer": name, "error": error, **row}))
-    return rows
+                yield show({"part": "block", "what": f"{slot}, dim {dim}", "peer": name, "error": error, **row})
 
 
-def ss2d_rows(sizes: Sizes, options: argparse.Namespace) -> list[Row]:
+def ss2d_rows(sizes: Sizes, options: argparse.Namespace) -> Iterator[Row]:
     """SS2D against four stacked sequences."""
-    rows, scan = [], plain_scan(options.device)
+    scan = plain_scan(options.device)
     for dim, expand, shape in SS2D_GPU if options.device == "cuda" else SS2D_CPU:
         ours, theirs = stirred(SS2D(dim, expand=expand)), conventional.StackedSS2D(dim, expand, scan)
         theirs.load_state_dict(ours.state_dict())
@@ -231,26 +227,23 @@ def ss2d_rows(sizes: Sizes, options: argparse.Namespace) -> list[Row]:
                 "plain scan in PyTorch" if scan is materialised else "mamba-ssm's scan"
             )
             what = f"SS2D, inner width {int(expand * dim)}"
-            rows.append(show({"part": "ss2d", "what": what, "peer": peer, "error": error, **row}))
-    return rows
+            yield show({"part": "ss2d", "what": what, "peer": peer, "error": error, **row})
 
 
-def model_rows(sizes: Sizes, options: argparse.Namespace) -> list[Row]:
+def model_rows(sizes: Sizes, options: argparse.Namespace) -> Iterator[Row]:
     """Other networks of the package beside XYScanNet."""
-    rows = []
     for name in sizes.models:
         torch.manual_seed(0)
         model = {"ours": create_model(name).to(options.device).eval()}
         for kind in options.dtype:
             row = compare(model, sizes.model_shape, kind, False, options.device, options.way, options.rounds)
-            rows.append(show({"part": "models", "what": name, **row}))
-    return rows
+            yield show({"part": "models", "what": name, **row})
 
 
 @torch.inference_mode()
-def stream_rows(sizes: Sizes, options: argparse.Namespace) -> list[Row]:
+def stream_rows(sizes: Sizes, options: argparse.Namespace) -> Iterator[Row]:
     """Streamed and whole images, in bf16: time and memory by size, and errors against float32 of the smaller."""
-    rows, device = [], options.device
+    device = options.device
     for dim in options.dim or sizes.stream_dims:
         model = stirred(XYScanNet(dim, blocks=sizes.blocks)).to(device).eval()
         ways = {"whole": model, "streamed": partial(stream, model)}
@@ -276,8 +269,7 @@ def stream_rows(sizes: Sizes, options: argparse.Namespace) -> list[Row]:
                     row["ways"][key] = {"ms": ms, "gib": gib, "ns_a_pixel": ms * 1e6 / h / w, "error": error}
                 except torch.OutOfMemoryError:
                     row["ways"][key] = {"fails": "does not fit"}
-        rows.append(show(row))
-    return rows
+        yield show(row)
 
 
 def show(row: Row) -> Row:
@@ -341,9 +333,9 @@ def main() -> int:
     about = {**machine(options.device), "units": {"ms": "median", "gib": "peak, weights included"}}
     print(about["device"], about["torch"])
     for part in options.part:
-        rows = MEASURES[part](NETWORK_GPU if gpu else NETWORK_CPU, options)
-        if options.json:
-            store(options.json, about, rows)
+        for row in MEASURES[part](NETWORK_GPU if gpu else NETWORK_CPU, options):
+            if options.json:
+                store(options.json, about, [row])
         if gpu:
             torch.cuda.empty_cache()
     return 0

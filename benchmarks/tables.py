@@ -77,7 +77,50 @@ def _quality_row(name: str, result: dict) -> str:
     )
 
 
-TABLES = {"models": models, "quality": quality, "uniform": uniform}
+def scan(whole: bool = False) -> str:
+    """The scan beside mamba-ssm: the device alone, and as a program that calls it sees it; rows of maps, or all."""
+    result = json.loads((RESULTS / "scan_h100.json").read_text(encoding="utf-8"))
+    rows = [
+        "| map | dtype | axis | forward | times the floor | with gradients | mamba-ssm, its layout | faster "
+        "| faster, host included |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in result["rows"]:
+        ours, peer = row["ways"]["cuda"], row["ways"].get("mamba-ssm, its layout")
+        if not whole and (row["part"] != "table" or row["axis"] == "h"):
+            continue
+        cells = [row["case"], row["dtype"], row["axis"], f"{ours['forward_device']:.3f} ms"]
+        cells += [f"{ours['times_floor_exponentials']:.2f}", f"{ours['both_device']:.3f} ms"]
+        if peer:
+            cells.append(f"{peer['forward_device']:.3f} / {peer['both_device']:.3f} ms")
+            for key in ("faster_device", "faster"):
+                gain = ours[key]["mamba-ssm, its layout"]
+                cells.append(f"{gain['forward']:.1f} / {gain['both']:.1f} ×")
+        rows.append(f"| {' | '.join(cells + ['–'] * (9 - len(cells)))} |")
+    return "\n".join(rows)
+
+
+def network() -> str:
+    """Networks and layers beside their conventional composition."""
+    result = json.loads((RESULTS / "network_h100.json").read_text(encoding="utf-8"))
+    rows = [
+        "| what | input | dtype | pass | way | ours | conventional | faster | memory |",
+        "|---|---|---|---|---|--:|--:|--:|--:|",
+    ]
+    for row in result["rows"]:
+        for way in ("eager", "graph"):
+            ours, theirs = (row["ways"].get(f"{who}, {way}", {}) for who in ("ours", "conventional"))
+            if "ms" not in ours or "ms" not in theirs:
+                continue
+            memory = f"{ours['gib']:.2f} / {theirs['gib']:.2f} GiB" if ours["gib"] and theirs["gib"] else "–"
+            rows.append(
+                f"| {row['what']} | {'×'.join(map(str, row['shape']))} | {row['dtype']} | {row['pass']} | {way} "
+                f"| {ours['ms']:.1f} ms | {theirs['ms']:.1f} ms | {theirs['ms'] / ours['ms']:.2f} × | {memory} |"
+            )
+    return "\n".join(rows)
+
+
+TABLES = {"models": models, "quality": quality, "uniform": uniform, "scan": scan}
 
 
 def rewrite(text: str) -> str:

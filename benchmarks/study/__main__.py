@@ -38,6 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--max-seconds", type=float)
     measuring = commands.add_parser("measure", parents=[shared, runs], help="measure the runs that have ended")
     measuring.add_argument("--lpips", help="folder with the weights of LPIPS; by default an installed package's")
+    measuring.add_argument("--trained-on", help="device of the runs, for the record")
     costing = commands.add_parser("costs", parents=[shared], help="measure what steps and images cost here")
     costing.add_argument("--size", default="720x1280", help="of the image")
     printing = commands.add_parser("tables", help="print the tables")
@@ -81,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{options.out}: no run of {options.iterations} steps has ended; run 'train' first", file=sys.stderr)
         return 1
     about = {
-        "about": machine(options.device),
+        **machine(options.device),
+        "trained_on": options.trained_on,
         "iterations": options.iterations,
         "dim": options.dim,
         "patch": options.patch,

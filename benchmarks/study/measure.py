@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -108,4 +109,9 @@ def costs_beside(variant: str, device: str, budget: Budget, size: tuple[int, int
 def _log(run: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    return {"last_loss": losses[-1] if losses else None, "skipped": sum(line.get("skipped", 0) for line in lines)}
+    steps = [line["seconds_per_step"] * 1e3 for line in lines if "seconds_per_step" in line]
+    return {
+        "last_loss": losses[-1] if losses else None,
+        "step_ms": median(steps) if steps else None,  # while it was trained, by the recipe, batches included
+        "skipped": sum(line.get("skipped", 0) for line in lines),
+    }

@@ -20,13 +20,14 @@ TITLES = {
     "psnr": ("PSNR", "{:.2f} dB"),
     "lpips": ("LPIPS", "{:.3f}"),
     "niqe": ("NIQE", "{:.2f}"),
+    "step_ms": ("step while trained", "{:.1f} ms"),
     "train_ms": ("training step", "{:.1f} ms"),
     "infer_ms": ("image", "{:.1f} ms"),
     "train_bytes": ("training memory", "{:.2f} GiB"),
     "infer_bytes": ("image memory", "{:.2f} GiB"),
 }
 MODULES, SCANNERS, FUSIONS = ("mambair", "hybrid"), ("inter", "intra", "hybrid"), ("skip", "aff", "hybrid")
-QUALITY, COSTS = ("psnr", "lpips", "niqe"), ("train_ms", "infer_ms", "train_bytes", "infer_bytes")
+QUALITY, COSTS = ("psnr", "lpips", "niqe", "step_ms"), ("train_ms", "infer_ms", "train_bytes", "infer_bytes")
 
 
 def spread(variant: Mapping[str, Any], key: str) -> tuple[float, float] | None:
@@ -112,7 +113,10 @@ def render(result: Mapping[str, Any]) -> str:
         parts.append(about)
     if "costs_about" in result:
         parts.append(f"Times and memory: {result['costs_about']['device']}")
-    keys = (*QUALITY, *COSTS)
+    if result.get("trained_on"):
+        parts.append(f"Trained on: {result['trained_on']}")
+    measured = any("costs" in variant for variant in result["variants"].values())
+    keys = (*QUALITY, *COSTS) if measured else QUALITY
     parts += [
         "Vision modules (Table 5)",
         table(result, MODULES, keys),

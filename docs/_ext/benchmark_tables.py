@@ -6,6 +6,7 @@ pytest-benchmark name theirs in ``machine_info``.
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,20 @@ from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 from sphinx.util.docutils import SphinxDirective
 
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.study.tables import render  # noqa: E402
+from benchmarks.tables import network, scan  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+LAID_OUT = {
+    "scan_h100": lambda _: scan(whole=True),
+    "network_h100": lambda _: network(),
+    "study": render,
+}
+"""Results that are too deep for a plain table, and what lays them out."""
+
 KINDS = {
     "loading": (
         "Loading pictures",
@@ -28,7 +42,18 @@ KINDS = {
         "(`benchmarks/quality.py`). `gain` is what the restoration adds to the PSNR, `sharp psnr` what is left of a "
         "sharp crop.",
     ),
-    "scan": ("The scan alone", "Every backend and peer that ran; times in ms (`benchmarks/scan.py`)."),
+    "network": (
+        "Networks and layers beside their conventional composition",
+        "The composition has ordinary modules of PyTorch and mamba-ssm's kernel, its causal convolution without "
+        "causal-conv1d; on this machine it took longer than published figures of such networks (394 ms for dim 144 in "
+        "bf16 at 720x1280), so its ratios are kind to ours (`benchmarks/network.py`). `graph` replays a CUDA graph.",
+    ),
+    "scan": (
+        "The scan alone",
+        "The device alone, as replays of CUDA graphs, and how many times faster than mamba-ssm forwards / with "
+        "gradients; the last column includes the host, which small maps wait for. The floor is that of the "
+        "exponentials (`benchmarks/scan.py`).",
+    ),
     "study": ("The ablations of the paper at equal budget", "Trained and measured by `benchmarks/study`."),
     "uniform": (
         "Beside deconvolution that knows the kernel",
@@ -71,6 +96,8 @@ def section(stem: str, result: Mapping[str, Any]) -> str:
     lines = [f"## {heading}: `{rest}`" if rest else f"## {heading}", "", about, ""]
     versions = ", ".join(f"{key} {result[key]}" for key in MACHINE[1:] if result.get(key))
     lines += [f"**{result['device']}**{f' · {versions}' if versions else ''} · `benchmarks/results/{stem}.json`", ""]
+    if stem in LAID_OUT:
+        return "\n".join([*lines, LAID_OUT[stem](result)])
     figures = {key: value for key, value in result.items() if key not in MACHINE}
     single = [f"{words(key)} **{cell(value)}**" for key, value in figures.items() if is_plain(value)]
     lines += [" · ".join(single), ""]

@@ -88,30 +88,37 @@ def test_four_python_threads_may_scan_at_once(threads, monkeypatch):
     assert all(equal(alone[i % 4], found) for i, found in enumerate(together))
 
 
-def _scan_in_child(arguments, connection) -> None:
-    connection.send(run(arguments)[0].numpy())
+FORKS = """
+import multiprocessing
+import torch
+from slicescan.ops.backends.cpu import threads
+from slicescan.ops.backends.cpu.plan import CHUNK
+from tests.ops.test_cpu import run
+from tests.strategies import Scan
+
+threads._SMALLEST = 1000
+torch.set_num_threads(2)
+# so small that PyTorch shares out none of its own work: its OpenMP would hang in a child, whatever we do
+arguments = Scan(b=1, h=20, w=2 * CHUNK + 3, d=16, n=8, groups=2).arguments()
+assert max(x.numel() for x in arguments.values() if isinstance(x, torch.Tensor)) < 32768
+here = run(arguments)[0]  # there are threads now, which a fork does not copy
+ours, theirs = multiprocessing.Pipe()
+child = multiprocessing.get_context("fork").Process(
+    target=lambda: theirs.send(run(arguments)[0].numpy()), daemon=True
+)
+child.start()
+assert ours.poll(60), "the child hangs"
+found = torch.from_numpy(ours.recv())
+child.join(60)
+assert child.exitcode == 0 and torch.equal(found, here)
+"""
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_process_scans_with_threads_of_its_own(threads, monkeypatch):
-    monkeypatch.setattr("slicescan.ops.backends.cpu.threads._SMALLEST", 1000)
-    threads(2)
-    # so small that PyTorch shares out none of its own work: its OpenMP would hang in a child, whatever we do
-    arguments = Scan(b=1, h=20, w=2 * CHUNK + 3, d=16, n=8, groups=2).arguments()
-    assert max(x.numel() for x in arguments.values() if isinstance(x, torch.Tensor)) < 32768
-    here = run(arguments)[0]  # there are threads now, which a fork does not copy
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_scan_in_child, args=(arguments, theirs), daemon=True)
-    child.start()
-    try:
-        assert ours.poll(60), "the child hangs"
-        found = torch.from_numpy(ours.recv())
-        child.join(60)
-        assert child.exitcode == 0 and torch.equal(found, here)
-    finally:
-        child.kill()
+def test_a_forked_process_scans_with_threads_of_its_own():
+    """In a process of its own: what other tests leave running would not be in a child."""
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
