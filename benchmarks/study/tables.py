@@ -83,6 +83,21 @@ def costs_table(result: Mapping[str, Any]) -> str:
     return "\n".join(rows) if len(rows) > 2 else ""
 
 
+def fields_table(result: Mapping[str, Any]) -> str:
+    """Markdown: how local what each variant adds to a pixel is, of the first seed's network."""
+    rows = [
+        "| variant | 50 % within | 90 % within | 99 % within | beyond 4 pixels | on the pixel's row and column |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, variant in result["variants"].items():
+        if not (field := (variant.get("receptive_field") or {}).get("change")):
+            continue
+        radii = [f"{field[f'radius_{share}']:.1f} px" for share in (50, 90, 99)]
+        beyond = f"{100 * (1 - field['share_within']['4']):.2f} %"
+        rows.append(f"| {name} | {' | '.join(radii)} | {beyond} | {100 * field['cross']:.1f} % |")
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
 def agreement(result: Mapping[str, Any]) -> list[str]:
     """For every pair of variants and figure that both have: whether the order is the paper's, or within the spread."""
     lines = []
@@ -126,6 +141,11 @@ def render(result: Mapping[str, Any]) -> str:
         table(result, FUSIONS, QUALITY),
         "\n".join(f"- {line}" for line in agreement(result)),
     ]
+    if fields := fields_table(result):
+        parts += [
+            "Effective receptive field of what the network adds (128×128, share of the gradient's energy)",
+            fields,
+        ]
     if wide := costs_table(result):
         parts += ["Width 48: ours / the conventional composition, forward and backward of 4×256×256, one image", wide]
     return "\n\n".join(filter(None, parts))

@@ -50,9 +50,9 @@ KINDS = {
     ),
     "scan": (
         "The scan alone",
-        "The device alone, as replays of CUDA graphs, and how many times faster than mamba-ssm forwards / with "
-        "gradients; the last column includes the host, which small maps wait for. The floor is that of the "
-        "exponentials (`benchmarks/scan.py`).",
+        "Times in ms (`benchmarks/scan.py`). On a GPU the device alone, as replays of CUDA graphs, and how many times "
+        "faster than mamba-ssm it is forwards / with gradients; the last column includes the host, which small maps "
+        "wait for. The floor is that of the exponentials.",
     ),
     "study": ("The ablations of the paper at equal budget", "Trained and measured by `benchmarks/study`."),
     "uniform": (

@@ -6,7 +6,7 @@ from PIL import Image
 import benchmarks.study.__main__ as study_main
 from benchmarks.study.__main__ import main
 from benchmarks.study.measure import costs, costs_beside
-from benchmarks.study.tables import agreement, costs_table, table
+from benchmarks.study.tables import agreement, costs_table, fields_table, table
 from benchmarks.study.train import ended, folder
 from benchmarks.study.variants import VARIANTS, Budget, recipe
 
@@ -103,3 +103,10 @@ def test_costs_stand_beside_those_of_the_conventional_composition():
     assert all(found[way]["train_ms"] > 0 < found[way]["infer_bytes"] for way in ("ours", "conventional"))
     lines = costs_table({"variants": {"inter": {"costs_dim48": found}, "intra": {}}}).splitlines()
     assert len(lines) == 3 and lines[2].startswith("| inter | ") and lines[2].count("×") == 4
+
+
+def test_receptive_fields_are_a_table():
+    field = {"radius_50": 0.0, "radius_90": 2.25, "radius_99": 4.0, "share_within": {"4": 0.99}, "cross": 0.5}
+    lines = fields_table({"variants": {"intra": {"receptive_field": {"change": field}}, "skip": {}}}).splitlines()
+    assert lines[2:] == ["| intra | 0.0 px | 2.2 px | 4.0 px | 1.00 % | 50.0 % |"]
+    assert fields_table({"variants": {"skip": {}}}) == ""
