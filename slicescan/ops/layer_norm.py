@@ -63,6 +63,9 @@ def add_layer_norm(
     Raises:
         ValueError: Two arguments disagree on an axis.
 
+    Source:
+        Ba, Kiros and Hinton 2016, Eq. 4, on the channel axis, behind the residual sum of a block that norms first.
+
     Example:
         >>> x = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
         >>> s, y = add_layer_norm(x, x, torch.ones(2), torch.zeros(2), eps=0)
