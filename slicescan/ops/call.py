@@ -14,7 +14,7 @@ class ScanCall:
     Shapes: ``u``, ``delta``, ``z`` ``(b, h, w, d)`` of any strides; ``A`` ``(d, n)``; ``B`` and ``C``
     ``(b, h, w, g, n)``; ``D``, ``delta_bias`` ``(d,)``; ``initial_state`` ``(b, s, d, n)`` with ``s`` slices, or 1
     with ``carry``. With ``delta_weight``, ``(d, r)``, ``delta`` is ``(b, h, w, r)``, and the raw steps are
-    ``delta @ delta_weight.T``; see :mod:`slicescan.ops.low_rank` for who meets such calls. Parameters (``A``, ``D``,
+    ``delta @ delta_weight.T``; see ``slicescan.ops.low_rank`` for who meets such calls. Parameters (``A``, ``D``,
     ``delta_bias``, ``initial_state``, ``delta_weight``) are in the compute dtype: float64 if ``u`` is float64, float32
     otherwise. All tensors are on one device; ``delta``, ``z``, ``B``, ``C`` have the dtype of ``u``.
     """
