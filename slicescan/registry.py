@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from slicescan.checkpoint import Checkpoint, CheckpointError, load_weights, read_checkpoint, rename
-from slicescan.models.base import Detected, ModelRecord, Restorer, WeightSource
+from slicescan.checkpoint import Checkpoint, CheckpointError, load_weights, read_checkpoint
+from slicescan.detection import detect
+from slicescan.models.base import ModelRecord, Restorer, WeightSource
 from slicescan.models.mambair import MambaIR, MambaIRUNet
 from slicescan.models.mimo_unet import MIMOUNet
 from slicescan.models.nafnet import NAFNet
@@ -114,7 +115,7 @@ def load(path: str | Path, **kwargs: Any) -> nn.Module:
             raise CheckpointError(f"{path}: {_unknown(found.architecture)}")
         build, arguments = _find(found.architecture), dict(found.arguments)
     else:
-        build, (arguments, assumed) = _detect(found)
+        build, (arguments, assumed) = detect(found, FAMILIES, _outside.values())
         left_open = [name for name in assumed if name not in kwargs]
         if left_open:
             _log.warning("%s: %s; the file leaves open %s: default taken", path, build.__name__, ", ".join(left_open))
@@ -343,7 +344,7 @@ def _fill(model: nn.Module, name: str, found: Checkpoint, chosen: Mapping[str, A
     except CheckpointError as error:
         hint = ""
         with suppress(CheckpointError):
-            family, detected = _detect(found)
+            family, detected = detect(found, FAMILIES, _outside.values())
             hint = f"; it seems to hold a {family.__name__}"
             if family is _find(name) and (differing := _differing(detected.arguments, model, chosen)):
                 hint += f", {differing} in {name}"
@@ -371,44 +372,3 @@ def _grey(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
                 colours = state[key].shape[1] - model.get_parameter(key).shape[1] + 1  # the rest are features
                 state[key] = torch.cat([state[key][:, :colours].sum(1, keepdim=True), state[key][:, colours:]], 1)
     return state
-
-
-def _detect(found: Checkpoint) -> tuple[type[Restorer], Detected]:
-    """Which family the names and shapes belong to."""
-    outside = [entry for entry in _outside.values() if isinstance(entry, type) and issubclass(entry, Restorer)]
-    for family in dict.fromkeys([*FAMILIES, *outside]):
-        detected = family.detect(rename(found.state_dict, family.renames))
-        if detected is not None:
-            return family, detected
-    keys = ", ".join(list(found.state_dict)[:3])
-    known = ", ".join(family.__name__ for family in FAMILIES)
-    raise CheckpointError(
-        f"{found.path}: these {len(found.state_dict)} weights ({keys}, …) belong to no known model ({known})"
-        f"{_nearest(found.state_dict)}"
-    )
-
-
-def _nearest(state_dict: Mapping[str, Tensor]) -> str:
-    """For a damaged file: the family that has most of its names, and in which names the two differ."""
-
-    def kinds(names: Iterable[str]) -> dict[str, str]:
-        return {re.sub(r"(?<=\.)\d+(?=\.)", "*", name): name for name in reversed(list(names))}
-
-    hint, best = "", 0.5
-    for family in FAMILIES:
-        with torch.device("meta"):
-            own = kinds(family(**next(iter(family.variants.values()))).state_dict())
-        theirs = kinds(rename(state_dict, family.renames))
-        likeness = len(own.keys() & theirs.keys()) / len(own.keys() | theirs.keys())
-        if likeness > best:
-            missing = [name for kind, name in own.items() if kind not in theirs]
-            unexpected = [name for kind, name in theirs.items() if kind not in own]
-            faults = {"missing": missing, "unexpected": unexpected}
-            best, hint = (
-                likeness,
-                f"; nearest: {family.__name__}"
-                + "".join(
-                    f", {len(names)} {fault} ({', '.join(names[-3:])})" for fault, names in faults.items() if names
-                ),
-            )
-    return hint
