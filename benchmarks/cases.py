@@ -83,7 +83,7 @@ class Sizes:
         block: ``(b, h, w)`` of their input.
         stream_dims: Base widths of streamed networks.
         stream: ``(h, w)`` of a smaller and a larger image to stream.
-        models: Other networks, and ``model_shape`` what they are given.
+        models: Other networks, and ``model_cases`` what they are given, as in ``cases``.
         blocks: Blocks of each level.
     """
 
@@ -95,7 +95,7 @@ class Sizes:
     stream_dims: tuple[int, ...]
     stream: tuple[tuple[int, int], tuple[int, int]]
     models: tuple[str, ...]
-    model_shape: tuple[int, int, int, int]
+    model_cases: tuple[tuple[bool, tuple[int, int, int, int]], ...]
     blocks: tuple[int, int, int] = (3, 3, 6)
 
 
@@ -108,7 +108,7 @@ NETWORK_GPU = Sizes(
     stream_dims=(144,),
     stream=((720, 1280), (2160, 3840)),
     models=("xyscannet_plus", "nafnet_w64", "restormer", "mambair_unet"),
-    model_shape=(1, 3, 736, 1280),
+    model_cases=((False, (1, 3, 736, 1280)), (True, (4, 3, 256, 256))),
 )
 NETWORK_CPU = Sizes(
     dims=(24,),
@@ -119,9 +119,22 @@ NETWORK_CPU = Sizes(
     stream_dims=(24,),
     stream=((128, 128), (256, 256)),
     models=("xyscannet_tiny",),
-    model_shape=(1, 3, 128, 128),
+    model_cases=((False, (1, 3, 128, 128)),),
 )
 
 SS2D_GPU = tuple((dim, 1.5, (1, side, side)) for dim in (144, 48) for side in (128, 256))
 SS2D_CPU = ((16, 1.5, (1, 48, 48)),)
 """Width, expansion and ``(b, h, w)`` of four-path scans: inner widths of 216 and 72, and a small one."""
+
+PUBLISHED = {
+    (model, "bf16", train): {"ms": ms, "gib": gib}
+    for model, train, ms, gib in (
+        ("nafnet_w64", False, 59, 2.6),
+        ("nafnet_w64", True, 144, 4.9),
+        ("restormer", False, 226, 4.7),
+        ("restormer", True, 297, 24.4),
+        ("mambair_unet", False, 858, 12.7),
+        ("mambair_unet", True, 798, 42.6),
+    )
+}
+"""Time and memory of the published implementations with PyTorch 2.11 on one H100, on the shapes of ``NETWORK_GPU``."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, installed or not
 
 from benchmarks import conventional
-from benchmarks.cases import NETWORK_CPU, NETWORK_GPU, SS2D_CPU, SS2D_GPU, Sizes
+from benchmarks.cases import NETWORK_CPU, NETWORK_GPU, PUBLISHED, SS2D_CPU, SS2D_GPU, Sizes
 from benchmarks.measure import GIB, captured, interleaved, machine, memory
 from benchmarks.peers import compiled_scan, materialised
 from slicescan import create_model
@@ -235,9 +235,10 @@ def model_rows(sizes: Sizes, options: argparse.Namespace) -> Iterator[Row]:
     for name in sizes.models:
         torch.manual_seed(0)
         model = {"ours": create_model(name).to(options.device).eval()}
-        for kind in options.dtype:
-            row = compare(model, sizes.model_shape, kind, False, options.device, options.way, options.rounds)
-            yield show({"part": "models", "what": name, **row})
+        for (train, shape), kind in ((case, kind) for case in sizes.model_cases for kind in options.dtype):
+            row = compare(model, shape, kind, train, options.device, options.way, options.rounds)
+            published = PUBLISHED.get((name, kind, train)) if options.device == "cuda" else None
+            yield show({"part": "models", "what": name, **row, "published": published})
 
 
 @torch.inference_mode()
@@ -273,10 +274,10 @@ def stream_rows(sizes: Sizes, options: argparse.Namespace) -> Iterator[Row]:
 
 
 def show(row: Row) -> Row:
-    """Print a row, with the ratio of each way to the conventional composition as it is commonly run."""
+    """Print a row, with the ratio of each way to the conventional composition as commonly run, or as published."""
     about = [row["part"], row["what"], "x".join(map(str, row.get("shape", []))), row["dtype"], row.get("pass", "")]
     print("\n" + ", ".join(filter(None, about)) + (f"; beside {row['peer']}" if row.get("peer") else ""), flush=True)
-    base = row["ways"].get("conventional, eager", {})
+    base = row["ways"].get("conventional, eager") or row.get("published") or {}
     for key, figures in row["ways"].items():
         if "fails" in figures:
             print(f"  {key:<24} {figures['fails']}", flush=True)

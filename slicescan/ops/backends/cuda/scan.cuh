@@ -168,7 +168,7 @@ template <int CW> struct LowTile {
   // The raw steps of the warp's channels, as write(step, seat, value). A product's columns 2q and 2q + 1 are the steps q and q + 4:
   // what lanes write at once lies in different banks.
   template <class Write> DI static void project(const T* x, const T* weight, int d0, int d_end, int lane, Write write) {
-    static_assert(TS == 8, "a product has 8 columns");
+    static_assert(TS == 8 || RANK == 0, "a product has 8 columns");
     constexpr int ROWS = CW < 16 ? CW : 16;
     const int r = lane / 4, q = lane % 4, part = q * K_LOW / 4;
     UNROLL for (int m = 0; m < RW; m += ROWS) {
