@@ -82,23 +82,41 @@ def test_a_bias_may_be_a_part_of_a_larger_tensor():
     torch.testing.assert_close(gate.convolve(x, weight, bias, None), plain(x, weight, bias, None))
 
 
-@pytest.mark.parametrize("pieces", [(1, 16, 4), (2, 8, 4), (4, 16, 2)])
-def test_other_pieces_make_the_same_maps(pieces, monkeypatch):
-    x, weight, _, _ = draw(c=16, h=7, w=18, dtype=BFLOAT)
-    first = gate.convolve(x, weight, None, "silu")
-    monkeypatch.setitem(gate._PIECES, "forward", {2: pieces[:2]})
-    monkeypatch.setitem(gate._VECTOR, "forward", pieces[2])
+@pytest.mark.parametrize(("tall", "longest", "ahead"), [(1, 4, 3), (2, 7, 3), (3, 7, 1)])
+def test_other_pieces_make_the_same_maps(tall, longest, ahead, monkeypatch):
+    arguments = draw(c=16, h=7, w=26, dtype=BFLOAT)
+    first = results(gate.convolve, *arguments, "silu")
+    for case, (vector, _, blocks, _) in gate._SHAPES.items():
+        monkeypatch.setitem(gate._SHAPES, case, (vector, tall, blocks, ahead))
+    monkeypatch.setattr(gate, "_LONGEST", longest)
+    monkeypatch.setattr(gate, "_ENOUGH_THREADS", 1)
     gate._planned.cache_clear()
-    assert torch.equal(gate.convolve(x, weight, None, "silu"), first)
+    found = results(gate.convolve, *arguments, "silu")
     gate._planned.cache_clear()
+    assert torch.equal(found[0], first[0]) and torch.equal(found[1], first[1])
+    torch.testing.assert_close(found[2], first[2])
 
 
-def test_a_far_part_of_a_large_map_is_reached_by_wide_offsets(monkeypatch):
-    monkeypatch.setattr(gate, "reach", lambda *_: 2**31)
-    arguments = draw(h=3, w=4)
-    exact = results(plain, *arguments, "silu", torch.float64)
-    for value, truth in zip(results(gate.convolve, *arguments, "silu"), exact, strict=True):
-        assert (value - truth).norm() <= 1e-6 * truth.norm()
+def test_weights_and_bias_may_be_of_a_map_s_own_dtype_or_another():
+    x, weight, bias, _ = draw(bias=True)
+    expected = gate.convolve(x, weight.bfloat16().float(), bias.bfloat16().float(), "silu")
+    assert torch.equal(gate.convolve(x, weight.bfloat16(), bias, "silu"), expected)
+    assert torch.equal(gate.convolve(x, weight.bfloat16().double(), bias.bfloat16(), "silu"), expected)
+
+
+def test_the_gradient_of_the_map_can_go_to_a_part_of_a_wider_one():
+    x, weight, _, grad_y = draw(activation=None)
+    wide = torch.zeros(2, 20, 5, 10).contiguous(memory_format=ORDER)
+    dx, *_ = gate.backward(x, weight, None, grad_y, "", out=wide[:, 4:16])
+    assert torch.equal(dx, gate.backward(x, weight, None, grad_y, "")[0])
+    assert torch.equal(wide[:, 4:16], dx) and not wide[:, :4].any() and not wide[:, 16:].any()
+
+
+@pytest.mark.parametrize("width", [1, 2, 63, 64, 256, 1280])
+@pytest.mark.parametrize("wanted", [0.01, 1, 3, 40])
+def test_pieces_cover_a_row_and_come_out_even(width, wanted):
+    strip = gate._strip(width, wanted)
+    assert strip % 3 == 1 and 1 <= strip <= gate._LONGEST
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of copies that the check makes
@@ -118,7 +136,7 @@ def test_the_kernels_compile_without_a_gpu(architecture, monkeypatch):
         x, weight, bias, grad_y = draw(h=3, w=4, dtype=dtype, activation=activation)
         gate.forward(x, weight, bias, activation or "")
         gate.backward(x, weight, bias, grad_y, activation or "")
-    assert len(seen) == 5  # gradients behind a gate are spread by the kernel without one
+    assert len(seen) == 5  # gradients behind a gate are spread by the forward kernel
     for file, macros in seen:
         assert nvrtc.compile_source(driver.source(file), driver.options(macros), architecture).startswith(b"\x7fELF")
 

@@ -1,6 +1,7 @@
 """Depth-wise 3x3 convolution of an image and the gate behind it, in one pass forwards and two backwards."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,21 @@ from torch.utils.flop_counter import register_flop_formula
 
 from slicescan.ops.backends.cuda import driver
 from slicescan.ops.backends.cuda.eager import direct
-from slicescan.ops.backends.cuda.plan import KINDS, copy_bytes, place_of, reach
+from slicescan.ops.backends.cuda.plan import KINDS, copy_bytes, place_of
 
 ACTIVATIONS = {"linear": 0, "silu": 1, "gelu": 2}
-_PIECES = {"forward": {2: (4, 8), 4: (2, 8)}, "gradient": {2: (1, 16), 4: (1, 16)}}  # rows and columns of a thread
-_VECTOR = {"forward": 2, "gradient": 2}  # channels of a thread, at most
-_ROWS = 1024  # rows of blocks whose sums of dweight and dbias remain
+_SHAPES = {
+    ("forward", False, 2): (2, 4, 5, 1), ("forward", True, 2): (2, 4, 4, 1),
+    ("spread", False, 2): (2, 3, 4, 1), ("gradient", True, 2): (2, 2, 2, 1),
+    ("forward", False, 4): (2, 4, 5, 1), ("forward", True, 4): (2, 3, 4, 1),
+    ("spread", False, 4): (1, 4, 5, 1), ("gradient", True, 4): (2, 2, 2, 1),
+}  # fmt: skip
+"""By pass, gate and bytes of an element: channels and rows of a thread, blocks of a processor, which leave a thread the
+registers that it needs, and columns read ahead, 1 or 3. The fastest that were found on an H100."""
+_THREADS = 128
+_PROCESSORS = 132  # of an H100; the gradient has as many blocks as these hold at once, on any device
+_ENOUGH_THREADS = 2**18  # beyond these the pieces of a map grow longer
+_LONGEST = 61  # columns of a piece; one more than a multiple of three, so that walks come out even
 _ORDER = torch.channels_last
 
 
@@ -39,41 +49,70 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | N
     return _directly(x, weight, bias, activation or "")
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """What :func:`convolve` returns; ``""`` stands for no gate."""
-    y = _result(x, activation)
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    *,
+    turned: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """What :func:`convolve` returns; ``""`` stands for no gate.
+
+    Args:
+        x: ``(b, c, h, w)``.
+        weight: ``(c, 1, 3, 3)``.
+        bias: ``(c,)``.
+        activation: The gate.
+        turned: Whether the taps go from the last to the first, as gradients spread.
+        out: What to write to instead of a new map; the channels of a pixel lie side by side.
+    """
+    x, weight, bias = _pixels(x), _known(weight), None if bias is None else _known(bias.to(weight.dtype))
+    y = _result(x, activation) if out is None else out
     if not y.numel():
         return y
-    kernel, places, sizes = _plan("forward", activation, x, y)
-    taps, shift = _taps(weight), None if bias is None else _taps(bias)
-    words = [*places[0], *places[1], *[0] * 5, taps.data_ptr(), 0 if shift is None else shift.data_ptr(), 0, *sizes, 0]
-    jobs = _pieces(kernel, sizes) * (sizes[3] // dict(kernel.macros)["V"])
-    driver.launch(x.device.index, kernel, -(-jobs // 256), words)
+    kernel, places, sizes = _plan("forward", activation, (weight, bias), (x, y), turned)
+    jobs = _pieces(kernel, sizes) * (weight.shape[0] // (2 if activation else 1) // dict(kernel.macros)["V"])
+    words = [*places[0], *places[1], *[0] * 5, *_addresses(weight, bias), 0, *sizes, 0]
+    driver.launch(x.device.index, kernel, -(-jobs // _THREADS), words)
     return y
 
 
 def backward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, grad_y: Tensor, activation: str
+    x: Tensor, weight: Tensor, bias: Tensor | None, grad_y: Tensor, activation: str, *, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, ``weight`` and the bias, summed in a fixed order."""
-    channels = weight.shape[0]
+    """Gradients of ``x``, ``weight`` and the bias, summed in a fixed order.
+
+    Without a bias its gradient is empty. That of ``x`` goes to ``out`` if it is given.
+    """
+    given, channels = weight, weight.shape[0]
     if not grad_y.numel():
-        return torch.zeros_like(x), weight.new_zeros(weight.shape), weight.new_zeros(channels)
-    inner = torch.empty_like(x, memory_format=_ORDER) if activation else grad_y  # gradient of the convolution's result
-    kernel, places, sizes = _plan("gradient", activation, x, grad_y, inner)
-    vectors = sizes[3] // dict(kernel.macros)["V"]
-    across = min(vectors, 32)
-    rows = max(1, min(_ROWS // -(-vectors // across), -(-_pieces(kernel, sizes) // (128 // across))))
-    sums = torch.empty((rows, channels, 10), dtype=torch.float32, device=x.device)
-    taps, shift = _taps(weight), None if bias is None else _taps(bias)
-    words = [*places[0], *places[1], *places[2], taps.data_ptr(), 0 if shift is None else shift.data_ptr()]
-    words += [sums.data_ptr(), *sizes, rows]
-    driver.launch(x.device.index, kernel, rows * -(-vectors // across), words)
-    total = sums.sum(0).to(weight.dtype)
-    dx = forward(inner, weight.flip(2, 3), None, "")
-    if dx.stride() != x.stride():
-        dx = torch.empty_like(x).copy_(dx)
-    return dx, total[:, :9].contiguous().view(weight.shape), total[:, 9].contiguous()
+        return torch.zeros_like(x), weight.new_zeros(weight.shape), weight.new_zeros(0 if bias is None else channels)
+    order = x.stride()
+    x, grad_y = _pixels(x), _pixels(grad_y)
+    weight, bias = _known(weight), None if bias is None else _known(bias.to(weight.dtype))
+    if activation:  # `third` is the gradient of the convolution's result
+        direction, first, second, third = "gradient", x, grad_y, torch.empty_like(x, memory_format=_ORDER)
+    else:
+        direction, first, second, third = "spread", grad_y, x, _result(x, "") if out is None else out
+    kernel, places, sizes = _plan(direction, activation, (weight, bias), (first, second, third), not activation)
+    macros = dict(kernel.macros)
+    groups, lines = -(-(macros["CHANNELS"] // macros["V"]) // macros["ACROSS"]), _THREADS // macros["ACROSS"]
+    rows = max(1, min(_PROCESSORS * macros["MIN_BLOCKS"] // groups, -(-_pieces(kernel, sizes) // lines)))
+    taps = 9 + macros["BIAS"]
+    sums = torch.empty((rows, channels, taps), dtype=torch.float32, device=x.device)
+    words = [*places[0], *places[1], *places[2], *_addresses(weight, bias), sums.data_ptr(), *sizes, rows]
+    driver.launch(x.device.index, kernel, rows * groups, words)
+    total = sums.sum(0).to(given.dtype)
+    if bias is None:
+        dweight, dbias = total.view(given.shape), total.new_empty(0)
+    else:
+        dweight, dbias = total[:, :9].reshape(given.shape), total[:, 9].contiguous()
+    dx = forward(third, weight, None, "", turned=True, out=out) if activation else third
+    if out is None and dx.stride() != order:
+        dx = torch.empty_strided(dx.shape, order, dtype=dx.dtype, device=dx.device).copy_(dx)
+    return dx, dweight, dbias
 
 
 def _result(x: Tensor, activation: str) -> Tensor:
@@ -82,21 +121,39 @@ def _result(x: Tensor, activation: str) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_ORDER)
 
 
-def _taps(tensor: Tensor) -> Tensor:
-    taps = tensor.detach().float() if tensor.ndim == 1 else tensor.detach().float().flatten(1).t().contiguous()
-    return taps if taps.data_ptr() % 8 == 0 else taps.clone()  # a part of a larger tensor; pairs are read at once
+def _pixels(x: Tensor) -> Tensor:
+    """A map whose pixels have their channels side by side."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous(memory_format=_ORDER)
+
+
+def _known(weights: Tensor) -> Tensor:
+    """Weights as the kernels read them."""
+    weights = weights.detach()
+    return (weights if weights.dtype in KINDS else weights.float()).contiguous()
+
+
+def _addresses(weight: Tensor, bias: Tensor | None) -> list[int]:
+    return [weight.data_ptr(), 0 if bias is None else bias.data_ptr()]
 
 
 def _pieces(kernel: driver.Kernel, sizes: Sequence[int]) -> int:
-    macros = dict(kernel.macros)
-    tall, strip = macros["TALL"], macros["STRIP"]
-    return sizes[0] * -(-sizes[1] // tall) * -(-sizes[2] // strip)
+    b, h, w, strip = sizes
+    return b * -(-h // dict(kernel.macros)["TALL"]) * -(-w // strip)
 
 
-def _plan(direction: str, activation: str, *images: Tensor) -> tuple[driver.Kernel, list[list[int]], list[int]]:
+def _plan(
+    direction: str,
+    activation: str,
+    weights: tuple[Tensor, Tensor | None],
+    images: Sequence[Tensor],
+    turned: bool = False,
+) -> tuple[driver.Kernel, list[list[int]], list[int]]:
     maps = [t.permute(0, 2, 3, 1) for t in images]
     layouts = tuple([(t.stride(), t.data_ptr() % 16) for t in maps])
-    kernel, places, sizes = _planned(direction, activation, maps[0].dtype, tuple(maps[0].shape), layouts)
+    kernel, places, sizes = _planned(
+        direction, activation, maps[0].dtype, weights[0].dtype, weights[1] is not None, turned, tuple(maps[0].shape),
+        layouts,
+    )  # fmt: skip
     return kernel, [[t.data_ptr(), *p] for t, p in zip(maps, places, strict=True)], sizes
 
 
@@ -105,22 +162,50 @@ def _planned(
     direction: str,
     activation: str,
     dtype: torch.dtype,
+    weights: torch.dtype,
+    biased: bool,
+    turned: bool,
     shape: tuple[int, int, int, int],
     layouts: tuple[tuple[tuple[int, ...], int], ...],
 ) -> tuple[driver.Kernel, list[tuple[int, ...]], list[int]]:
+    b, h, w, channels = shape
     places = [place_of(stride, shape, "w", False, False)[1] for stride, _ in layouts]
-    size, channels = dtype.itemsize, shape[3] // 2 if activation else shape[3]
+    gated, size = bool(activation), dtype.itemsize
+    channels = channels // 2 if gated else channels
     together = [copy_bytes(size, channels, 0, p, aligned) for p, (_, aligned) in zip(places, layouts, strict=True)]
-    most = _VECTOR[direction] if size == 2 else 2
-    vector = next((v for v in (4, 2) if v <= most and min(together) >= v * size), 1)
-    wide = any(reach(stride, shape) >= 2**31 - 2**20 for stride, _ in layouts)
-    tall, strip = _PIECES[direction][size]
-    macros = {"KIND": KINDS[dtype], "WIDE": int(wide), "V": vector, "TALL": tall, "STRIP": strip,
-              "GATE": int(bool(activation)), "ACT": ACTIVATIONS[activation or "linear"]}  # fmt: skip
-    threads, halves = (256, 0) if direction == "forward" else (128, 1 + bool(activation))
-    shared = threads * halves * 10 * vector * 4
-    kernel = driver.Kernel(f"gate_{direction}", f"gate_{direction}", tuple(macros.items()), threads, shared)
-    return kernel, places, [*shape[:3], channels]
+    most, tall, blocks, ahead = _SHAPES[direction, gated, size]
+    vector = 2 if most == 2 and min(together) >= 2 * size else 1
+    pitches = [*[p[2] for p in places], 0][:3]
+    macros = {"KIND": KINDS[dtype], "WKIND": KINDS[weights], "V": vector, "TALL": tall, "GATE": int(gated),
+              "ACT": ACTIVATIONS[activation or "linear"], "BIAS": int(biased), "TURN": int(turned),
+              "CHANNELS": channels, "XT": pitches[0], "YT": pitches[1], "GT": pitches[2], "THREADS": _THREADS,
+              "MIN_BLOCKS": blocks, "AHEAD": ahead}  # fmt: skip
+    vectors, shared = channels // vector, 0
+    if direction != "forward":
+        macros["ACROSS"] = _across(vectors, vector * size)
+        shared = _THREADS * (1 + gated) * (9 + biased) * vector * 4
+    strip = _strip(w, _ENOUGH_THREADS / (b * -(-h // tall) * vectors))
+    name = "gate_sums" if shared else "gate_forward"
+    kernel = driver.Kernel(f"gate_{direction}", name, tuple(macros.items()), _THREADS, shared)
+    return kernel, places, [b, h, w, strip]
+
+
+def _strip(width: int, wanted: float) -> int:
+    """Columns of a piece, so that a row of the map has about as many pieces as are wanted, of about one length."""
+    longest = max(4, min(_LONGEST, math.ceil(width / max(wanted, 1.0))))
+    even = math.ceil(width / math.ceil(width / longest))
+    return min(_LONGEST, even + (1 - even) % 3)
+
+
+def _across(vectors: int, size: int) -> int:
+    """Neighbouring threads for the channels of a pixel: few idle ones, and enough for whole lines of memory."""
+
+    def busy(across: int) -> float:
+        groups = -(-vectors // across)
+        return vectors / (groups * across) * (_THREADS // across * across / _THREADS)
+
+    choices = [n for n in (64, 48, 40, 32, 24, 16, 8, 4) if n <= vectors and n * size >= 64]
+    return max([*choices, min(vectors, 64)], key=busy)
 
 
 @torch.library.custom_op("slicescan::cuda_gate", mutates_args=())
@@ -142,7 +227,7 @@ def _convolve_backward(
 
 @_convolve_backward.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, grad_y: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+    return torch.empty_like(x), weight.new_empty(weight.shape), weight.new_empty(0 if bias is None else weight.shape[0])
 
 
 def _setup(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:

@@ -1,28 +1,36 @@
 // Sums of three columns of results are under way: a column read is the last of one, the middle of one, the first of one.
-extern "C" __global__ void __launch_bounds__(256) gate_forward(const __grid_constant__ Args a) {
-  const int vectors = (int)a.channels / V;
-  const i64 i = (i64)blockIdx.x * 256 + threadIdx.x, item = i / vectors; const int d = (int)(i - item * vectors) * V;
-  if (item >= items_of(a)) return;
-  const Item at = item_of(a, item); Taps c; load_taps(c, a, d);
+template <bool EDGE> struct Walk : Strip<EDGE> {
+  const Taps& c;
+  Rows y;
   float sum[3][TALL][HALVES][V];
-  UNROLL for (int j = 0; j < 2; j++) UNROLL for (int r = 0; r < TALL; r++) UNROLL for (int h = 0; h < HALVES; h++)
-    UNROLL for (int v = 0; v < V; v++) sum[j + 1][r][h][v] = c.bias[h][v];
-  UNROLL for (int k = -1; k <= STRIP; k++) {
-    const int column = at.column + k;
-    UNROLL for (int r = 0; r < TALL; r++) UNROLL for (int h = 0; h < HALVES; h++) UNROLL for (int v = 0; v < V; v++) {
-      sum[0][r][h][v] = sum[1][r][h][v]; sum[1][r][h][v] = sum[2][r][h][v]; sum[2][r][h][v] = c.bias[h][v];
+  DI Walk(const Args& a, const Taps& c, const Item& at, int d)
+      : Strip<EDGE>(a, at, d), c(c), y(rows_of(a.y, YT, at.b, at.row, at.column - 2, d)) {
+    UNROLL for (int r = 0; r < TALL; r++) UNROLL for (int h = 0; h < HALVES; h++)
+      UNROLL for (int v = 0; v < V; v++) sum[0][r][h][v] = sum[1][r][h][v] = 0.f;
+  }
+  DI void advance() { this->x.at += 3 * XT * ES; y.at += 3 * YT * ES; }
+  template <int P> DI void step(int k) {
+    float x[HALVES][HIGH][V];
+    UNROLL for (int h = 0; h < HALVES; h++) UNROLL for (int q = 0; q < HIGH; q++) unpack(this->raw[P % AHEAD][h][q], x[h][q]);
+    this->take(k + AHEAD, P + AHEAD);
+    UNROLL for (int h = 0; h < HALVES; h++) UNROLL for (int r = 0; r < TALL; r++) UNROLL for (int v = 0; v < V; v++) {
+      sum[(P + 2) % 3][r][h][v] = c.bias[h][v];
+      UNROLL for (int j = 0; j < 3; j++) UNROLL for (int q = 0; q < 3; q++)
+        sum[(P + j) % 3][r][h][v] = fmaf(c.w[h][q * 3 + 2 - j][v], x[h][r + q][v], sum[(P + j) % 3][r][h][v]);
     }
-    UNROLL for (int q = 0; q < TALL + 2; q++) UNROLL for (int h = 0; h < HALVES; h++) {
-      float x[V];
-      load(x, a, a.x, at.b, at.row + q - 1, column, d + h * (int)a.channels);
-      UNROLL for (int r = 0; r < TALL; r++) if (q - r >= 0 && q - r < 3) UNROLL for (int j = 0; j < 3; j++)
-        UNROLL for (int v = 0; v < V; v++) sum[j][r][h][v] = fmaf(c.w[h][(q - r) * 3 + 2 - j][v], x[v], sum[j][r][h][v]);
-    }
-    if (k < 1 || column - 1 >= (int)a.width) continue;
-    UNROLL for (int r = 0; r < TALL; r++) if (at.row + r < (int)a.height) {
-      float y[V];
-      UNROLL for (int v = 0; v < V; v++) y[v] = GATE ? act(sum[0][r][0][v]) * sum[0][r][HALVES - 1][v] : sum[0][r][0][v];
-      store(y, a.y, at.b, at.row + r, column - 1, d);
+    if (k < 2) return;
+    UNROLL for (int r = 0; r < TALL; r++) {
+      float to[V];
+      UNROLL for (int v = 0; v < V; v++) to[v] = GATE ? act(sum[P][r][0][v]) * sum[P][r][HALVES - 1][v] : sum[P][r][0][v];
+      if (this->has(r)) store(to, y.row(r, P * YT));
     }
   }
+};
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gate_forward(const __grid_constant__ Args a) {
+  constexpr int VECTORS = CHANNELS / V;
+  const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x, item = i / VECTORS; const int d = (int)(i - item * VECTORS) * V;
+  if (item >= items_of(a)) return;
+  const Item at = item_of(a, item); Taps c; load_taps(c, a, d);
+  if (within(a, at)) { Walk<false> walk(a, c, at, d); over_columns<false>(walk); }
+  else { Walk<true> walk(a, c, at, d); over_columns<true>(walk); }
 }
