@@ -113,7 +113,30 @@ def test_chunks_of_a_sequence_give_the_same_as_the_whole(name, monkeypatch):
 @pytest.mark.parametrize("rank", [None, 18])
 def test_every_lane_width_sums_over_channels(lanes, dtype, rank, monkeypatch):
     monkeypatch.setattr(plan, "_lane_width", lambda *_: lanes)
+    monkeypatch.setattr(plan, "_with_tail", lambda *_: (lanes, 0))
     judge(BASE.replace(h=5, w=9, d=40, rank=rank, dtype=dtype).arguments(), "cuda")
+
+
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize(
+    ("tail", "scan"),
+    {
+        8: BASE.replace(h=5, w=9, d=36),
+        16: BASE.replace(h=3, w=9, d=48, dtype=BFLOAT, rank=4),
+        -8: BASE.replace(h=5, w=9, d=112, groups=2, n=24, dtype=BFLOAT),
+    }.items(),
+)
+def test_the_last_channels_may_have_warps_of_their_own(tail, scan, monkeypatch):
+    seen, real = set(), plan.plan_of
+
+    def noted(call, direction, *rest):
+        seen.add((direction, real(call, direction, *rest).tail))
+        return real(call, direction, *rest)
+
+    monkeypatch.setattr(plan, "_WORTH_A_TAIL", 0)
+    monkeypatch.setattr(cuda, "plan_of", noted)
+    judge(scan.arguments(), "cuda")
+    assert ("forward", abs(tail)) in seen
 
 
 def call_of(scan) -> ScanCall:

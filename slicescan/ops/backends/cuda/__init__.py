@@ -74,7 +74,7 @@ def forward(call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         first = _enter_chunks(call, plan, (u, delta, _NOTHING, B, C), A, bias, weight, first, back=False)
     words = [*plan.size(plan.channel_warps), *u, *delta, *z, *out, *kept, *B, *C]
     words += [*map(_address, (A, D, bias, first, last, saved, weight))]
-    _launch_warps(call, plan, plan.forward[save], words)
+    _launch_warps(call, plan.forward_warps, plan.forward[save], words)
     return y, last, saved
 
 
@@ -142,7 +142,7 @@ def _enter_chunks(
     for place in places:
         words += place
     words += [*map(_address, (A, bias, ends, steps, weight))]
-    _launch_warps(call, plan, plan.summary[back], words)
+    _launch_warps(call, plan.unit_groups * plan.channel_warps * plan.groups, plan.summary[back], words)
     words = [
         A.data_ptr(),
         _address(enter),
@@ -177,10 +177,9 @@ def _finish(call: ScanCall, plan: Plan, head: list[int], mixed: bool, params: Te
         params, mix_blocks = sums, 0
 
 
-def _launch_warps(call: ScanCall, plan: Plan, kernel: driver.Kernel, words: list[int]) -> None:
+def _launch_warps(call: ScanCall, warps: int, kernel: driver.Kernel, words: list[int]) -> None:
     """Start a kernel whose warps work alone."""
-    jobs = plan.unit_groups * plan.channel_warps * plan.groups
-    driver.launch(call.u.device.index, kernel, -(-jobs * 32 // kernel.threads), words)
+    driver.launch(call.u.device.index, kernel, -(-warps * 32 // kernel.threads), words)
 
 
 def _laid_weight(call: ScanCall, plan: Plan, *, turned: bool) -> Tensor | None:

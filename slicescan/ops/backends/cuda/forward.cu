@@ -78,14 +78,20 @@ template <int CW> struct Forward {
     if (a.last && ok && (unit + 1) % (int)z.chunks == 0) store_row(h, a.last + ((i64)sequence * channels + d) * N, n0);
   }
 };
-static_assert(Forward<LANES>::BYTES == WARP_BYTES, "the host reserves another amount of shared memory");
+// With TAIL the last channels of a group, too few for a warp's LANES, have warps of their own, of more sequences each.
+constexpr int LAST = TAIL ? TAIL : LANES;
+static_assert(Forward<LAST>::BYTES == WARP_BYTES, "the host reserves another amount of shared memory");
 
 extern "C" __global__ void __launch_bounds__(NW * 32, MIN_BLOCKS) scan_forward(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) char shared[];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, columns = (int)(a.size.groups * a.size.blocks);
-  const i64 job = (i64)blockIdx.x * NW + warp; const int units = (int)(job / columns), column = (int)(job - (i64)units * columns);
-  if ((i64)units * Forward<LANES>::SPW >= a.size.units) return;
-  const int group = column / (int)a.size.blocks, d_start = group * (int)a.size.group_channels;
-  const int d0 = d_start + (column - group * (int)a.size.blocks) * LANES;
-  Forward<LANES>::run(a, shared + warp * WARP_BYTES, units, group, d0, d_start + (int)a.size.group_channels, lane);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, groups = (int)a.size.groups, blocks = (int)a.size.blocks;
+  const int together = (int)((a.size.units + Forward<LANES>::SPW - 1) / Forward<LANES>::SPW);
+  i64 job = (i64)blockIdx.x * NW + warp; const bool tail = TAIL && job >= (i64)together * groups * blocks;
+  if (tail) job -= (i64)together * groups * blocks;
+  const int columns = tail ? groups : groups * blocks, units = (int)(job / columns), column = (int)(job - (i64)units * columns);
+  const int group = tail ? column : column / blocks, d_start = group * (int)a.size.group_channels;
+  const int d0 = d_start + (tail ? blocks : column - group * blocks) * LANES, d_end = d_start + (int)a.size.group_channels;
+  if ((i64)units * (tail ? Forward<LAST>::SPW : Forward<LANES>::SPW) >= a.size.units) return;
+  if (tail) Forward<LAST>::run(a, shared + warp * WARP_BYTES, units, group, d0, d_end, lane);
+  else Forward<LANES>::run(a, shared + warp * WARP_BYTES, units, group, d0, d_end, lane);
 }

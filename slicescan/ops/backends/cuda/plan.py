@@ -19,6 +19,7 @@ _BLOCK_SHARED = 99 * 1024  # what a block may have on every device since compute
 # Measured time of a warp whose lanes serve 1, 2 or 4 sequences: their B and C come from as many places.
 _PACKING_COST = {"forward": {1: 1.0, 2: 1.04, 4: 1.33}, "backward": {1: 1.0, 2: 1.06, 4: 1.22}}
 _ALONE_COST = 1.1  # of a backward block of one warp that shares its channels with others: more sums leave the block
+_WORTH_A_TAIL = 1.05  # times faster that warps of their own for the last channels must promise to be
 _ENOUGH_WARPS = 1536  # to fill a device; with fewer than half, long sequences are cut into chunks
 _SHORTEST_CHUNK = 8  # tiles
 _LOW_PLACES = {"forward": (1,), "backward": (1, 4)}  # of the steps and their gradient among the maps
@@ -91,6 +92,7 @@ class Plan:
     slice_length: int
     channels: int
     groups: int
+    tail: int = 0  # lanes of a forward warp for the last channels of a group, if these have warps of their own
 
     @property
     def element_size(self) -> int:
@@ -139,8 +141,15 @@ class Plan:
 
     @functools.cached_property
     def channel_warps(self) -> int:
-        """Warps that cover the channels of a group."""
-        return -(-(self.channels // self.groups) // self.macros["LANES"])
+        """Warps that cover the channels of a group, but for the last ones with a tail."""
+        channels = self.channels // self.groups
+        return channels // self.macros["LANES"] if self.tail else -(-channels // self.macros["LANES"])
+
+    @functools.cached_property
+    def forward_warps(self) -> int:
+        """Warps of the forward kernel."""
+        last = -(-self.sequences * self.chunks * self.tail // (32 // self.macros["NS"])) if self.tail else 0
+        return (self.unit_groups * self.channel_warps + last) * self.groups
 
     def size(self, blocks: int, resumed: bool = False) -> list[int]:
         """The ``Size`` of scan.cuh."""
@@ -152,24 +161,20 @@ class Plan:
         macros = macros | {"NW": warps, "WARP_BYTES": warp_bytes}
         return Kernel(name, f"scan_{name}", tuple(macros.items()), 32 * warps, warps * warp_bytes + more)
 
-    def _staged(self, maps: int) -> int:
+    def _staged(self, maps: int, lanes: int = 0) -> int:
         """Bytes of a warp that keeps two tiles of some maps, one tile of B and C, and the next as it comes."""
         m = self.macros
-        return (
-            self._mix_bytes
-            + self._raw_bytes
-            + self._low_bytes
-            + 2 * maps * m["TS"] * (32 // m["NS"]) * self.element_size
-        )
+        rest = self._shared_by(32 // m["NS"] // lanes) if lanes else self._shared
+        return sum(rest) + 2 * maps * m["TS"] * (32 // m["NS"]) * self.element_size
 
     @functools.cached_property
     def forward(self) -> dict[bool, Kernel]:
         """The forward kernel, by whether it saves for the backward pass."""
         m = self.macros
         lean = m["GU"] == m["GB"] == 16 and not m["WIDE"] and not m["CARRY"]
-        blocks = {"MIN_BLOCKS": 6 if lean else 5}
-        own = self._staged(2 + m["HAS_Z"])
-        return {save: self._kernel("forward", m | blocks | {"SAVE": int(save)}, 3, own) for save in (False, True)}
+        more = {"MIN_BLOCKS": 6 if lean else 5, "TAIL": self.tail}
+        own = self._staged(2 + m["HAS_Z"], self.tail)
+        return {save: self._kernel("forward", m | more | {"SAVE": int(save)}, 3, own) for save in (False, True)}
 
     @functools.cached_property
     def summary(self) -> dict[bool, Kernel]:
@@ -186,6 +191,7 @@ class Plan:
     def backward(self) -> Kernel:
         """The backward kernel."""
         m, row, packed, size = self.macros, 32 // self.macros["NS"], self.packed, self.element_size
+        mix, raw, low = self._shared
         bfloat, states = m["KIND"] == 0, m["NL"] * (2 if m["KIND"] == 0 else 4)
         # several sequences a warp: save shared memory, which limits the warps
         room = 32 * states - 2 * row * size >= m["TS"] * 2 * m["N"] * size
@@ -193,10 +199,10 @@ class Plan:
         buffers = 2 if bfloat else 3
         own = 32 * (m["TS"] + 1) * states  # before each step, and the next checkpoint
         own += 32 * m["TS"] * (16 if not bfloat else 10 if lean else 12)  # scalars of each step
-        own += (2 + (not m["RANK"]) + m["HAS_Z"] + m["KEEP_Y"]) * m["TS"] * row * size + self._mix_bytes
+        own += (2 + (not m["RANK"]) + m["HAS_Z"] + m["KEEP_Y"]) * m["TS"] * row * size + mix
         pairs = self.nt * (4 if bfloat and packed > 1 else 8)
         own += buffers * m["TS"] * packed * (pairs + self.low * (2 if bfloat else 4))  # sums over channels
-        own += (0 if lean else self._raw_bytes) + self._low_bytes
+        own += (0 if lean else raw) + low
         fitting = [w for w in (4, 3, 2, 1) if w * own + 16 <= _BLOCK_SHARED or w == 1]
         warps = _block_warps(self.channel_warps, fitting)
         extra = {"MIN_BLOCKS": max(1, min(12 // warps, _SHARED // (own * warps + 1040))), "AT_ONCE": 2, "LEAN": lean,
@@ -229,17 +235,15 @@ class Plan:
         return tuple((kept | sizes | {"SOFTPLUS": 1, "WIDE": wide}).items())
 
     @functools.cached_property
-    def _mix_bytes(self) -> int:
+    def _shared(self) -> tuple[int, int, int]:
+        return self._shared_by(self.packed)
+
+    def _shared_by(self, packed: int) -> tuple[int, int, int]:
+        """Bytes of a warp of some chunks for a tile of B and C, for the next as it comes, and for steps of low rank."""
         m = self.macros
-        return self.packed * (m["TS"] * 2 * self.nt + (4 if self.packed > 1 else 0)) * 4
-
-    @property
-    def _raw_bytes(self) -> int:
-        return _multiple(self.packed * self.macros["TS"] * 2 * self.macros["N"] * self.element_size, 16)
-
-    @property
-    def _low_bytes(self) -> int:
-        return self.packed * self.macros["TS"] * self.low * self.element_size
+        mix = packed * (m["TS"] * 2 * self.nt + (4 if packed > 1 else 0)) * 4
+        raw = _multiple(packed * m["TS"] * 2 * m["N"] * self.element_size, 16)
+        return mix, raw, packed * m["TS"] * self.low * self.element_size
 
 
 def _multiple(size: int, of: int) -> int:
@@ -302,9 +306,13 @@ def _plan(
     tiles = -(-length // macros["TS"])
     chunks = min(int(_ENOUGH_WARPS // max(warps, 1)), tiles // _SHORTEST_CHUNK) if 2 * warps <= _ENOUGH_WARPS else 1
     chunks = -(-tiles // -(-tiles // max(chunks, 1)))  # none is empty
+    tail = 0
+    if direction == "forward" and chunks == 1:
+        macros["LANES"], tail = _with_tail(d // groups, 32 // ns, sequences, lanes)
     return Plan(
         macros=macros, places=tuple((o * size, tuple(p)) for o, p in places), sequences=sequences, chunks=chunks,
         slices=1 if carry else slices, length=length, slice_length=slice_length, channels=d, groups=groups,
+        tail=tail,
     )  # fmt: skip
 
 
@@ -341,9 +349,7 @@ def _lane_width(channels: int, row: int, sequences: int, direction: str) -> int:
     """Lanes of a warp for neighbouring channels of one sequence; the rest of its row takes further sequences."""
 
     def cost(width: int) -> float:
-        packed, warps = row // width, -(-channels // width)
-        filled = -(-sequences // packed) * packed / sequences
-        time = width * filled * _PACKING_COST[direction][packed]
+        time, warps = _warp_time(width, row, sequences, direction), -(-channels // width)
         if direction == "backward":
             block = _block_warps(warps, (4, 3, 2, 1))
             time *= _ALONE_COST if block == 1 < warps else 1.0
@@ -351,6 +357,26 @@ def _lane_width(channels: int, row: int, sequences: int, direction: str) -> int:
         return warps * time
 
     return min((w for w in (32, 16, 8) if w <= row), key=cost)
+
+
+def _with_tail(channels: int, row: int, sequences: int, lanes: int) -> tuple[int, int]:
+    """``lanes`` and 0, or a whole row of lanes and fewer for the channels that are left, if that is the faster way."""
+    whole, left = divmod(channels, row)
+    tail = next((w for w in (8, 16) if left <= w < row), 0)
+    if not (whole and left and tail):
+        return lanes, 0
+
+    def time(width: int) -> float:
+        return _warp_time(width, row, sequences, "forward")
+
+    gain = -(-channels // lanes) * time(lanes) / (whole * time(row) + time(tail))
+    return (row, tail) if gain > _WORTH_A_TAIL else (lanes, 0)
+
+
+def _warp_time(width: int, row: int, sequences: int, direction: str) -> float:
+    packed = row // width
+    filled = -(-sequences // packed) * packed / sequences
+    return width * filled * _PACKING_COST[direction][packed]
 
 
 def _block_warps(warps: int, choices: Sequence[int]) -> int:
