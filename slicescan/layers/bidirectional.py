@@ -77,15 +77,15 @@ class BidirectionalMamba(Mamba):
         """Not possible: the way back begins at the end."""
         raise NotImplementedError("BidirectionalMamba cannot resume a sequence: it needs the whole of it at once")
 
-    def _scan(self, x: Tensor, axis: Literal["h", "w"], past: Past | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def _mixed(self, x: Tensor, axis: Literal["h", "w"]) -> Tensor:
         u, z = self.in_proj(x).chunk(2, -1)
         own = (self.conv1d, self.x_proj, self.dt_proj)
         other = own if self.shared else (self.conv1d_b, self.x_proj_b, self.dt_proj_b)
-        y, last = self._one_way(u, z, *own, self.A_log, self.D, axis=axis, reverse=False)
+        y = self._one_way(u, z, *own, self.A_log, self.D, axis=axis, reverse=False)
         skip = self.D if self.shared else self.D_b
-        y.add_(self._one_way(u, z, *other, self.A_b_log, skip, axis=axis, reverse=True)[0])
+        y.add_(self._one_way(u, z, *other, self.A_b_log, skip, axis=axis, reverse=True))
         y = self.out_proj(y / 2 if self.divide else y)
-        return y if self.gamma is None else y * self.gamma, u, last
+        return y if self.gamma is None else y * self.gamma
 
     def _one_way(
         self,
@@ -99,7 +99,7 @@ class BidirectionalMamba(Mamba):
         *,
         axis: Literal["h", "w"],
         reverse: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         taps = conv.weight[:, 0]
         if reverse:  # the same convolution mirrored: taps the other way round, and a result that looks ahead
             ahead = taps.shape[1] - 1
@@ -111,5 +111,5 @@ class BidirectionalMamba(Mamba):
         step, B, C = x_proj(u).split([self.dt_rank, self.state, self.state], -1)
         return slice_scan(
             u, step, decay_rates(A_log), B, C, D, z, dt_proj.bias,
-            axis=axis, reverse=reverse, delta_softplus=True, delta_weight=dt_proj.weight, return_last_state=True,
+            axis=axis, reverse=reverse, delta_softplus=True, delta_weight=dt_proj.weight,
         )  # fmt: skip

@@ -7,11 +7,11 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from slicescan.layers.hooks import hooked
 from slicescan.ops import causal_conv, slice_scan
-from slicescan.ops.library import transformed, watched
+from slicescan.ops.library import watched
+from slicescan.ops.mamba import Weights, can_recompute, decay_rates, mixed_again
 
 PIECE, PIECE_CUDA = 2**22, 2**26
 """Elements of an inner map that a device works on at once without gradients; more take memory and save no time."""
@@ -63,8 +63,8 @@ class Mamba(nn.Module):
         bias: Whether the first and last projection have a bias.
 
     Attributes:
-        recompute: Whether gradients on a GPU compute the convolution and the scan anew instead of keeping their maps:
-            about a third less memory in training, a few percent more time. True; set it to False to keep them.
+        recompute: Whether gradients on a GPU keep nothing but the input and compute the maps inside anew, which takes
+            less memory in training and more arithmetic. True; set it to False to keep the maps.
 
     Shape:
         ``(b, l, dim)`` to the same.
@@ -121,9 +121,9 @@ class Mamba(nn.Module):
         if reverse:  # two copies of the narrow map cost less than one of an inner one
             x = x.flip(along)
         if torch.compiler.is_compiling():  # no split: the number of pieces would fix the size of the map
-            y = self._scan(x, axis)[0]
+            y = self._mixed(x, axis)
         else:
-            pieces = [self._scan(piece, axis)[0] for piece in x.split(self._slices_at_once(x, along, across), across)]
+            pieces = [self._mixed(piece, axis) for piece in x.split(self._slices_at_once(x, along, across), across)]
             y = _joined(pieces, across)
         return y.flip(along) if reverse else y
 
@@ -156,32 +156,33 @@ class Mamba(nn.Module):
             return x.shape[across]
         return max(1, piece // max(1, x.shape[0] * x.shape[along] * self.D.numel()))
 
+    def _mixed(self, x: Tensor, axis: Literal["h", "w"]) -> Tensor:
+        if self._computes_again(x) and can_recompute(x, weights := self._weights()):
+            return mixed_again(x, weights, axis, aligned=self._aligns(x))
+        return self._scan(x, axis)[0]
+
+    def _computes_again(self, x: Tensor) -> bool:
+        """Whether gradients may compute the inside anew: a GPU records them, and projections are but their weights."""
+        if not (self.recompute and x.is_cuda and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+            return False
+        return all([_is_bare(p) for p in (self.in_proj, self.x_proj, self.out_proj)]) and self.x_proj.bias is None
+
+    def _weights(self) -> Weights:
+        return Weights(
+            self.in_proj.weight, self.in_proj.bias, self.conv1d.weight, self.conv1d.bias, self.x_proj.weight,
+            self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D, self.out_proj.weight, self.out_proj.bias,
+        )  # fmt: skip
+
     def _scan(self, x: Tensor, axis: Literal["h", "w"], past: Past | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The output, the inputs of the convolution, and the last state."""
         u, z = self.in_proj(x).chunk(2, -1)
         inputs = torch.cat([past.inputs, u], 1 if axis == "h" else 2) if past else u
-        if past is None and self._computes_again(u):
-            y, last = checkpoint(self._mixed, u, z, axis, use_reentrant=False, preserve_rng_state=False)
-        else:
-            y, last = self._mixed(inputs, z, axis, past)
-        return self.out_proj(y), inputs, last
-
-    def _computes_again(self, u: Tensor) -> bool:
-        """Whether the gradients compute the inside anew, as mamba-ssm's do, which keeps two maps of about eight."""
-        return (
-            self.recompute and u.is_cuda and u.requires_grad and not torch.compiler.is_compiling() and not transformed()
-        )
-
-    def _mixed(
-        self, inputs: Tensor, z: Tensor, axis: Literal["h", "w"], past: Past | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """From the first projection to the last: the gated output of the scan, and its last state."""
         u = causal_conv(inputs, self.conv1d.weight[:, 0], self.conv1d.bias, axis=axis, silu=True)
         if past:
             along = 1 if axis == "h" else 2
             u = u.narrow(along, past.inputs.shape[along], z.shape[along])
         step, B, C = self._selection(u)
-        return slice_scan(
+        y, last = slice_scan(
             u,
             step,
             decay_rates(self.A_log),
@@ -196,6 +197,7 @@ class Mamba(nn.Module):
             delta_softplus=True,
             delta_weight=self.dt_proj.weight,
         )
+        return self.out_proj(y), inputs, last
 
     def _selection(self, u: Tensor) -> tuple[Tensor, ...]:
         """``step``, ``B`` and ``C`` of every position."""
@@ -209,7 +211,7 @@ class Mamba(nn.Module):
 
     def _aligns(self, u: Tensor) -> bool:
         """Whether each of the three begins at a multiple of 8 numbers, which a GPU reads and writes faster."""
-        return u.is_cuda and not watched() and type(self.x_proj) is nn.Linear and not hooked(self.x_proj)
+        return u.is_cuda and not watched() and _is_bare(self.x_proj) and self.x_proj.bias is None
 
     def extra_repr(self) -> str:
         """Sizes that the submodules do not show, for ``repr``."""
@@ -220,9 +222,9 @@ def _joined(pieces: list[Tensor], across: int) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, across)
 
 
-def decay_rates(A_log: Tensor) -> Tensor:
-    """``A = -exp(A_log)`` in float32 or wider, whatever dtype the module was cast to."""
-    return -torch.exp(A_log if A_log.dtype == torch.float64 else A_log.float())
+def _is_bare(projection: nn.Module) -> bool:
+    """Whether a call of a projection is a product with its weight and no more."""
+    return type(projection) is nn.Linear and not hooked(projection)
 
 
 def log_decay(channels: int, state: int) -> Tensor:

@@ -1,6 +1,8 @@
 """One checked call of the scan: what every backend receives."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -50,15 +52,22 @@ class Gradients(NamedTuple):
     delta_weight: Tensor | None = None
 
 
-def empty_gradients(call: ScanCall) -> Gradients:
-    """Room for the gradients of a call; maps keep their memory order, all others are dense."""
+Places = Mapping[str, Tensor]
+"""Where some gradients of a call are to lie, by the names of :class:`Gradients`: of their shape, with any strides."""
 
-    def like(tensor: Tensor | None) -> Any:
-        return None if tensor is None else torch.empty_like(tensor)
+ANYWHERE: Places = MappingProxyType({})
 
-    def dense(tensor: Tensor | None) -> Any:
-        return None if tensor is None else tensor.new_empty(tensor.shape)
 
-    return Gradients(like(call.u), like(call.delta), dense(call.A), dense(call.B), dense(call.C), dense(call.D),
-                     like(call.z), dense(call.delta_bias), dense(call.initial_state),
-                     dense(call.delta_weight))  # fmt: skip
+def empty_gradients(call: ScanCall, into: Places = ANYWHERE) -> Gradients:
+    """Room for the gradients of a call but those that have a place; maps keep their memory order, others are dense."""
+
+    def room(name: str) -> Any:
+        tensor = getattr(call, name)
+        if tensor is None or name in into:
+            return into.get(name)
+        return torch.empty_like(tensor) if name in _MAPS else tensor.new_empty(tensor.shape)
+
+    return Gradients(*map(room, Gradients._fields))
+
+
+_MAPS = ("u", "delta", "z")

@@ -48,7 +48,7 @@ def causal_conv(
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"causal_conv: {name} must be on {x.device} like x, got {tensor.device}")
-    d, k = weight.shape
+    k = weight.shape[1]
     if k == 0:
         raise ValueError(f"causal_conv: weight must be (d, k) with k of 1 or more, got {tuple(weight.shape)}")
     if 0 in x.shape:  # nothing to convolve; gradients of zero flow into every argument
@@ -56,7 +56,37 @@ def causal_conv(
     plain = not torch.compiler.is_compiling() and transformed()
     if not plain and dispatch.has_fast_convolution(x.device, x.dtype, k):
         return dispatch.fast_convolution(x, weight, bias, axis, silu)
-    image = x.permute(0, 3, 1, 2)  # b d h w
+    return _plain(x, weight, bias, axis, silu)
+
+
+def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, axis: Literal["h", "w"]) -> Tensor:
+    """What :func:`causal_conv` with SiLU returns, in the dtype of ``x``, without checks and unrecorded."""
+    if dispatch.has_fast_convolution(x.device, x.dtype, weight.shape[1]):
+        return dispatch.load("cuda.conv").forward(x, weight, bias, axis, True)
+    return _plain(x, *_cast(x, weight, bias), axis, True)
+
+
+def conv_silu_gradients(
+    x: Tensor, weight: Tensor, bias: Tensor | None, grad_y: Tensor, axis: Literal["h", "w"], into: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of ``weight`` and bias of :func:`conv_silu`; that of ``x`` is written to ``into``, of any strides."""
+    if dispatch.has_fast_convolution(x.device, x.dtype, weight.shape[1]):
+        _, dweight, dbias = dispatch.load("cuda.conv").backward(x, weight, bias, grad_y, axis, True, into)
+        return dweight, None if bias is None else dbias
+    leaves = [t.detach().requires_grad_() for t in (x, weight, bias) if t is not None]
+    with torch.enable_grad():
+        y = _plain(leaves[0], *_cast(x, leaves[1], leaves[2] if bias is not None else None), axis, True)
+    dx, dweight, *dbias = torch.autograd.grad(y, leaves, grad_y)
+    into.copy_(dx)
+    return dweight, dbias[0] if dbias else None
+
+
+def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, axis: str, silu: bool) -> Tensor:
+    (d, k), image = weight.shape, x.permute(0, 3, 1, 2)  # b d h w
     if axis == "w":
         y = F.conv2d(image, weight[:, None, None, :], bias, padding=(0, k - 1), groups=d)[..., : x.shape[2]]
     else:

@@ -44,8 +44,7 @@ def run(*arguments: Any, backend: str | None) -> tuple[Tensor, Tensor]:
     name = dispatch.pick(call, _for_transforms(backend) if transformed() else backend)
     if name == "reference":
         return _plain(call)
-    watched = torch._C._len_torch_dispatch_stack() or any([type(x) not in _ORDINARY or x.is_meta for x in tensors])
-    if watched:
+    if torch._C._len_torch_dispatch_stack() or not all([is_ordinary(x) for x in tensors]):
         return slice_scan_op(*arguments, name, recorded)[:2]
     if recorded:
         return _Unwatched.apply(call, name, *arguments[: len(TENSORS)])
@@ -54,6 +53,11 @@ def run(*arguments: Any, backend: str | None) -> tuple[Tensor, Tensor]:
 
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
+
+
+def is_ordinary(x: Tensor) -> bool:
+    """Whether a tensor holds numbers and has no class of its own, which might watch or replace what is done with it."""
+    return type(x) in _ORDINARY and not x.is_meta
 
 
 def transformed() -> bool:
@@ -103,6 +107,13 @@ def _no_autocast(call: ScanCall) -> AbstractContextManager[Any]:
 def without_autocast(device: str) -> AbstractContextManager[Any]:
     """A region of a device type in which dtypes stay as they are."""
     return torch.autocast(device, enabled=False) if device in _CASTING and torch.is_autocast_enabled(device) else _AS_IS
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast brings ``x`` and matrices to for a product of them; None where it does not."""
+    kind = x.device.type
+    casts = kind in _CASTING and x.dtype != torch.float64 and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if casts else None
 
 
 _AS_IS = nullcontext()

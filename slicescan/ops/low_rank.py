@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slicescan.ops.call import Gradients, ScanCall
+from slicescan.ops.call import ANYWHERE, Gradients, Places, ScanCall
 
 
 def project(call: ScanCall) -> ScanCall:
@@ -33,19 +33,35 @@ def saved_spec(backend: Any, call: ScanCall) -> tuple[tuple[int, ...], torch.dty
     return backend.saved_spec(project(call))
 
 
-def backward(backend: Any, call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
-    """Gradients of every argument of a call."""
-    if _fused(backend, call, "backward"):
-        return backend.backward(call, saved, grad_y, grad_last)
-    grads = backend.backward(project(call), saved, grad_y, grad_last)
-    if call.delta_weight is None:
-        return grads
+def backward(
+    backend: Any,
+    call: ScanCall,
+    saved: Tensor,
+    grad_y: Tensor,
+    grad_last: Tensor | None,
+    into: Places = ANYWHERE,
+) -> Gradients:
+    """Gradients of every argument of a call, those named in ``into`` in their place there."""
+    if call.delta_weight is None or _fused(backend, call, "backward"):
+        return _backward(backend, call, saved, grad_y, grad_last, into)
+    others = {name: place for name, place in into.items() if name != "delta"}
+    grads = _backward(backend, project(call), saved, grad_y, grad_last, others)
     steps = grads.delta.flatten(0, 2)  # positions d
     low = (steps @ call.delta_weight.to(steps.dtype)).view(call.delta.shape)
     weight = steps.t() @ call.delta.flatten(0, 2)
-    return grads._replace(
-        delta=torch.empty_like(call.delta).copy_(low), delta_weight=weight.to(call.delta_weight.dtype)
-    )
+    place = into["delta"] if "delta" in into else torch.empty_like(call.delta)
+    return grads._replace(delta=place.copy_(low), delta_weight=weight.to(call.delta_weight.dtype))
+
+
+def _backward(
+    backend: Any, call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None, into: Places
+) -> Gradients:
+    if not into:
+        return backend.backward(call, saved, grad_y, grad_last)
+    if hasattr(backend, "backward_into"):
+        return backend.backward_into(call, saved, grad_y, grad_last, into)
+    grads = backend.backward(call, saved, grad_y, grad_last)
+    return grads._replace(**{name: place.copy_(getattr(grads, name)) for name, place in into.items()})
 
 
 def _fused(backend: Any, call: ScanCall, direction: str) -> bool:

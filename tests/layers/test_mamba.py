@@ -105,11 +105,33 @@ def test_what_gpus_do_otherwise_changes_nothing(axis, monkeypatch):
 
 
 def test_a_projection_that_is_hooked_or_replaced_is_called():
-    layer = Mamba(8)
     u = SimpleNamespace(is_cuda=True)
-    assert layer._aligns(u)
-    handle = layer.x_proj.register_forward_hook(lambda *_: None)
-    assert not layer._aligns(u)
-    handle.remove()
-    layer.x_proj = nn.Sequential(layer.x_proj)
-    assert not layer._aligns(u)
+
+    def changed(name, change):
+        layer = Mamba(8)
+        assert layer._aligns(u) and layer._computes_again(u)
+        change(layer, name)
+        assert layer._aligns(u) == (name != "x_proj")
+        assert not layer._computes_again(u)
+
+    for name in ("in_proj", "x_proj", "out_proj"):
+        changed(name, lambda layer, name: getattr(layer, name).register_forward_hook(lambda *_: None))
+        changed(name, lambda layer, name: setattr(layer, name, nn.Sequential(getattr(layer, name))))
+    changed("x_proj", lambda layer, name: setattr(layer, name, nn.Linear(16, 33)))
+
+
+def test_maps_are_kept_where_they_are_asked_for_or_nothing_records_gradients():
+    layer, u = Mamba(8), SimpleNamespace(is_cuda=True)
+    with torch.no_grad():
+        assert not layer._computes_again(u)
+    layer.recompute = False
+    assert not layer._computes_again(u)
+
+
+def test_a_part_of_a_sequence_keeps_what_the_next_needs(monkeypatch):
+    layer = restated.perturb(Mamba(4, state=3))
+    x = noise(1, 3, 5, 4)
+    monkeypatch.setattr(Mamba, "_computes_again", lambda *_: True)
+    first, past = layer.resume(x[:, :2], None, axis="h")
+    joined = torch.cat([first, layer.resume(x[:, 2:], past, axis="h")[0]], 1)
+    assert relative(joined, layer.scan(x, axis="h")) < 1e-12

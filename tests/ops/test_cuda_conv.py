@@ -94,3 +94,15 @@ def test_refusals_say_why(monkeypatch):
     monkeypatch.undo()
     x, weight, *_ = draw(w=5)
     assert conv.why_not(x, weight) == "needs tensors of an NVIDIA device"
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT, FLOAT])
+def test_the_gradient_of_the_input_may_have_a_place(dtype):
+    x, weight, bias, grad_y = draw(dtype=dtype)
+    wide = torch.full((*x.shape[:3], 2 * x.shape[3]), float("nan"), dtype=dtype)
+    place = wide[..., : x.shape[3]]
+    found = conv.backward(x, weight, bias, grad_y, "h", True, place)
+    assert found[0] is place
+    assert wide[..., x.shape[3] :].isnan().all()
+    for value, expected in zip(found, conv.backward(x, weight, bias, grad_y, "h", True), strict=True):
+        assert torch.equal(value, expected)

@@ -7,7 +7,9 @@ A module says ``why_not(call) -> str | None``: None if it can run the call, else
 - ``saved_spec(call) -> (shape, dtype)`` of that tensor, from shapes alone;
 - ``backward(call, saved, grad_y, grad_last) -> Gradients``;
 - perhaps ``fuses_steps(call, direction) -> bool``: whether a pass takes a call with ``delta_weight`` as it is.
-  Otherwise :mod:`slicescan.ops.low_rank` projects the steps first, so that a pass meets one step a channel.
+  Otherwise :mod:`slicescan.ops.low_rank` projects the steps first, so that a pass meets one step a channel;
+- perhaps ``backward_into(call, saved, grad_y, grad_last, into) -> Gradients``: what ``backward`` returns, but that it
+  writes the gradients named in ``into`` to their place there. Otherwise they are copied.
 """
 
 ALL = ("cuda", "triton", "mamba_ssm", "cpu", "torch", "reference")

@@ -22,10 +22,10 @@ from slicescan.ops.backends.cuda.plan import (
     sequence_shape,
     states_per_lane,
 )
-from slicescan.ops.call import Gradients, ScanCall, empty_gradients
+from slicescan.ops.call import ANYWHERE, Gradients, Places, ScanCall, empty_gradients
 from slicescan.ops.paths import initial_states, state_shape
 
-__all__ = ["backward", "conv", "forward", "fuses_steps", "saved_spec", "why_not"]
+__all__ = ["backward", "backward_into", "conv", "forward", "fuses_steps", "saved_spec", "why_not"]
 MAX_STATES = 64
 _SLAB_ROWS = 512  # rows of the parameter sums that a block adds up
 _NOTHING = [0] * 5
@@ -80,7 +80,12 @@ def forward(call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 def backward(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
     """Gradients of every argument, summed in a fixed order."""
-    grads = empty_gradients(call)
+    return backward_into(call, saved, grad_y, grad_last, ANYWHERE)
+
+
+def backward_into(call: ScanCall, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None, into: Places) -> Gradients:
+    """What :func:`backward` returns, those named in ``into`` in their place there."""
+    grads = empty_gradients(call, into)
     if call.u.numel() == 0:
         for gradient in grads:
             if gradient is not None:

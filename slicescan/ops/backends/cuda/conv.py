@@ -59,10 +59,10 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, axis: str, silu: boo
 
 
 def backward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, grad_y: Tensor, axis: str, silu: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, grad_y: Tensor, axis: str, silu: bool, into: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, ``weight`` and the bias, summed in a fixed order."""
-    dx, (d, taps) = torch.empty_like(x), weight.shape
+    """Gradients of ``x``, in the place ``into`` if given, of ``weight`` and of the bias, summed in a fixed order."""
+    dx, (d, taps) = torch.empty_like(x) if into is None else into, weight.shape
     if not x.numel():
         return dx, weight.new_zeros(weight.shape), weight.new_zeros(d)
     kernel, places, sizes = _plan("backward", axis, silu, taps, x, grad_y, dx)

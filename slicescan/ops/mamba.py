@@ -1,0 +1,252 @@
+"""A Mamba block as a function of its weights, whose gradients keep the input alone and compute the rest anew.
+
+Keeping nothing inside frees the maps between two blocks; written by hand, the gradients also spare the passes over maps
+in which automatic differentiation adds and joins them: those of both halves of the first projection are written into
+one map, those of the steps and mixes into another, and products of matrices add to what is there.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slicescan.ops import dispatch, low_rank
+from slicescan.ops.call import ScanCall
+from slicescan.ops.causal_conv import causal_conv, conv_silu, conv_silu_gradients
+from slicescan.ops.library import autocast_dtype, is_ordinary, watched, without_autocast
+from slicescan.ops.slice_scan import slice_scan
+
+Axis = Literal["h", "w"]
+
+
+class Weights(NamedTuple):
+    """Parameters of a block with ``d`` inner channels, ``n`` states, steps of rank ``r`` and ``k`` taps."""
+
+    in_proj: Tensor  # 2 d, dim
+    in_bias: Tensor | None
+    conv: Tensor  # d, 1, k
+    conv_bias: Tensor | None
+    x_proj: Tensor  # r + 2 n, d
+    dt_proj: Tensor  # d, r
+    dt_bias: Tensor | None
+    A_log: Tensor  # d, n
+    D: Tensor  # d
+    out_proj: Tensor  # dim, d
+    out_bias: Tensor | None
+
+
+def decay_rates(A_log: Tensor) -> Tensor:
+    """``A = -exp(A_log)`` in float32 or wider, whatever dtype the module was cast to."""
+    return torch.exp(A_log if A_log.dtype == torch.float64 else A_log.float()).neg()
+
+
+def mixed(x: Tensor, weights: Weights, axis: Axis) -> Tensor:
+    """Mix every row or column of ``(b, h, w, dim)`` as :class:`slicescan.layers.Mamba`, differentiated as usual."""
+    u, z = F.linear(x, weights.in_proj, weights.in_bias).chunk(2, -1)
+    u = causal_conv(u, weights.conv[:, 0], weights.conv_bias, axis=axis, silu=True)
+    (_, n), r = weights.A_log.shape, weights.dt_proj.shape[1]
+    step, B, C = F.linear(u, weights.x_proj).split([r, n, n], -1)
+    y = slice_scan(
+        u, step, decay_rates(weights.A_log), B, C, weights.D, z, weights.dt_bias,
+        axis=axis, delta_softplus=True, delta_weight=weights.dt_proj,
+    )  # fmt: skip
+    return F.linear(y, weights.out_proj, weights.out_bias)
+
+
+def can_recompute(x: Tensor, weights: Weights) -> bool:
+    """Whether :func:`mixed_again` may stand for :func:`mixed`: something wants gradients, and nobody watches."""
+    if torch.compiler.is_compiling() or watched() or x.ndim != 4 or not x.numel():
+        return False
+    given = [t for t in (x, *weights) if t is not None]
+    wanted = any([t.requires_grad for t in given])
+    return wanted and all([is_ordinary(t) for t in given]) and dispatch.requested(None) != "reference"
+
+
+def mixed_again(x: Tensor, weights: Weights, axis: Axis, *, aligned: bool) -> Tensor:
+    """The same as :func:`mixed`; only ``x`` is kept for the gradients.
+
+    Args:
+        x: ``(b, h, w, dim)``, any strides.
+        weights: Parameters.
+        axis: ``"w"`` mixes each row, ``"h"`` each column.
+        aligned: Whether step, B and C of a pixel begin at multiples of 8 numbers; no result depends on it.
+    """
+    return _Again.apply(axis, aligned, x, *weights)
+
+
+class _Laid(NamedTuple):
+    """Parameters as products and the scan take them."""
+
+    in_proj: Tensor
+    in_bias: Tensor | None
+    x_proj: Tensor  # r + gap + 2 n, d
+    out_proj: Tensor
+    out_bias: Tensor | None
+    A: Tensor
+
+
+class _Again(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, axis: Axis, aligned: bool, x: Tensor, *parameters: Tensor | None) -> Tensor:
+        weights = Weights(*parameters)  # type: ignore[arg-type]
+        ctx.axis, ctx.cast = axis, autocast_dtype(x)
+        ctx.gap = -weights.dt_proj.shape[1] % 8 if aligned else 0
+        with without_autocast(x.device.type):
+            laid = _lay(weights, ctx.cast or x.dtype, ctx.cast, ctx.gap)
+            inner = _inner(x if ctx.cast is None else x.to(ctx.cast), weights, laid, axis, ctx.gap)
+            ctx.backend = dispatch.pick(inner.call)
+            y = low_rank.forward(dispatch.load(ctx.backend), inner.call, save=False)[0]
+            ctx.save_for_backward(x, *parameters, *laid)
+            return _product(y.flatten(0, 2), laid.out_proj, laid.out_bias).view(x.shape[:3] + (-1,))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or watched():
+            return (None, None, *_by_autograd(ctx, grad))
+        with without_autocast(grad.device.type):
+            return (None, None, *_gradients(ctx, grad))
+
+
+def _by_autograd(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    """Gradients that can be differentiated or counted, of the operations that define the block."""
+    given = ctx.saved_tensors[: 1 + len(Weights._fields)]
+    needed = ctx.needs_input_grad[2:]
+    kind, cast = grad.device.type, ctx.cast
+    region = without_autocast(kind) if cast is None else torch.autocast(kind, dtype=cast)
+    with torch.enable_grad(), region:
+        y = mixed(given[0], Weights(*given[1:]), ctx.axis)
+    wanted = [t for t, need in zip(given, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=torch.is_grad_enabled()))
+    return [next(found) if need else None for need in needed]
+
+
+class _Inner(NamedTuple):
+    """What lies between a block's first and last projection."""
+
+    pixels: Tensor  # of the input, (b h w, dim)
+    raw: Tensor  # before the convolution
+    call: ScanCall
+
+
+def _inner(x: Tensor, weights: Weights, laid: _Laid, axis: Axis, gap: int) -> _Inner:
+    """Compute what the scan takes; ``x`` is in the dtype of the maps."""
+    pixels, size = x.flatten(0, 2), x.shape[:3] + (-1,)
+    raw, z = _product(pixels, laid.in_proj, laid.in_bias).view(size).chunk(2, -1)
+    u = conv_silu(raw, weights.conv[:, 0], weights.conv_bias, axis)
+    step, B, C = _parts(torch.mm(u.flatten(0, 2), laid.x_proj.t()).view(size), weights, gap)
+    wide = laid.A.dtype
+    bias = None if weights.dt_bias is None else weights.dt_bias.to(wide)
+    call = ScanCall(u, step, laid.A, B, C, weights.D.to(wide), z, bias, None, weights.dt_proj.to(wide), axis,
+                    delta_softplus=True)  # fmt: skip
+    return _Inner(pixels, raw, call)
+
+
+def _parts(mixes: Tensor, weights: Weights, gap: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Step, B and C of every pixel, of one group of channels."""
+    r, n = weights.dt_proj.shape[1], weights.A_log.shape[1]
+    step, B, C = mixes[..., :r], mixes[..., r + gap : r + gap + n], mixes[..., r + gap + n :]
+    return step, B.unsqueeze(3), C.unsqueeze(3)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    x, *saved = ctx.saved_tensors
+    weights, laid = Weights(*saved[: len(Weights._fields)]), _Laid(*saved[len(Weights._fields) :])
+    needs_x, needs = ctx.needs_input_grad[2], Weights(*ctx.needs_input_grad[3:])
+    backend, found = dispatch.load(ctx.backend), dict.fromkeys(Weights._fields)
+    pixels, raw, call = _inner(x if ctx.cast is None else x.to(ctx.cast), weights, laid, ctx.axis, ctx.gap)
+    y, _, saved = low_rank.forward(backend, call, save=True)
+    y, grad = y.flatten(0, 2), grad.flatten(0, 2)
+    if needs.out_proj:
+        found["out_proj"] = grad.t() @ y
+    if needs.out_bias:
+        found["out_bias"] = grad.sum(0)
+    if not (needs_x or any(needs[:-2])):
+        return [None, *_typed(weights, found, ctx.gap)]
+    grad_y = torch.mm(grad, laid.out_proj, out=y).view(call.u.shape)  # in the place of y
+    del y
+
+    both = torch.empty(*x.shape[:3], len(laid.in_proj), dtype=raw.dtype, device=x.device)
+    grad_raw, grad_z = both.chunk(2, -1)
+    mixes = both.new_empty(*x.shape[:3], len(laid.x_proj))
+    step, B, C = _parts(mixes, weights, ctx.gap)
+    if ctx.gap:
+        mixes[..., (rank := step.shape[-1]) : rank + ctx.gap] = 0
+    grads = low_rank.backward(backend, call, saved, grad_y, None, {"delta": step, "B": B, "C": C, "z": grad_z})
+    del grad_y, saved
+    if needs.A_log:
+        found["A_log"] = grads.A * laid.A
+    found |= {"D": grads.D, "dt_proj": grads.delta_weight, "dt_bias": grads.delta_bias}
+
+    mixes, u = mixes.flatten(0, 2), call.u.flatten(0, 2)
+    if needs.x_proj:
+        found["x_proj"] = mixes.t() @ u
+    if needs_x or any(needs[:4]):
+        grad_u = grads.u.flatten(0, 2)
+        grad_u = torch.addmm(grad_u, mixes, laid.x_proj, out=grad_u).view(call.u.shape)
+        taps = weights.conv[:, 0]
+        grad_taps, found["conv_bias"] = conv_silu_gradients(raw, taps, weights.conv_bias, grad_u, ctx.axis, grad_raw)
+        found["conv"] = grad_taps[:, None]
+        del grad_u, grads
+
+    both = both.flatten(0, 2)
+    if needs.in_proj:
+        found["in_proj"] = both.t() @ pixels
+    if needs.in_bias:
+        found["in_bias"] = both.sum(0)
+    grad_x = torch.mm(both, laid.in_proj).view(x.shape).to(x.dtype) if needs_x else None
+    kept = {name: value if need else None for (name, value), need in zip(found.items(), needs, strict=True)}
+    return [grad_x, *_typed(weights, kept, ctx.gap)]
+
+
+def _product(pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.mm(pixels, weight.t()) if bias is None else torch.addmm(bias, pixels, weight.t())
+
+
+def _lay(weights: Weights, maps: torch.dtype, cast: torch.dtype | None, gap: int) -> _Laid:
+    """Cast matrices to ``cast`` if it is given, and put rows of zeros behind those of the step."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def laid(tensor: Tensor | None, gap: int = 0) -> Any:
+        if tensor is None or not gap and cast in (None, tensor.dtype):
+            return tensor
+        empty = tensor.new_zeros if gap else tensor.new_empty
+        made = empty((len(tensor) + gap, *tensor.shape[1:]), dtype=cast or tensor.dtype)
+        pairs.extend(
+            zip(_rows(made, weights, gap), _rows(tensor, weights, 0), strict=True) if gap else [(made, tensor)]
+        )
+        return made
+
+    A = decay_rates(weights.A_log).to(torch.float64 if maps == torch.float64 else torch.float32)
+    made = _Laid(laid(weights.in_proj), laid(weights.in_bias), laid(weights.x_proj, gap), laid(weights.out_proj),
+                 laid(weights.out_bias), A)  # fmt: skip
+    _copy(pairs)
+    return made
+
+
+def _typed(weights: Weights, found: dict[str, Tensor | None], gap: int) -> list[Tensor | None]:
+    """Gradients in the dtypes of the parameters, without the rows of zeros."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for name, gradient in found.items():
+        like, gapped = getattr(weights, name), gap > 0 and name == "x_proj"
+        if gradient is None or gradient.dtype == like.dtype and not gapped:
+            continue
+        found[name] = made = torch.empty_like(like)
+        pairs.extend(
+            zip(_rows(made, weights, 0), _rows(gradient, weights, gap), strict=True) if gapped else [(made, gradient)]
+        )
+    _copy(pairs)
+    return list(found.values())
+
+
+def _rows(matrix: Tensor, weights: Weights, gap: int) -> tuple[Tensor, Tensor]:
+    """The rows of ``x_proj`` before and behind a gap."""
+    rank = weights.dt_proj.shape[1]
+    return matrix[:rank], matrix[rank + gap :]
+
+
+def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second of each pair to the first, all in one kernel of a GPU."""
+    if pairs:
+        to, given = zip(*pairs, strict=True)
+        torch._foreach_copy_(list(to), list(given))

@@ -1,0 +1,237 @@
+"""The gradients of a Mamba block that are written by hand, against those of the operations that define it."""
+
+import contextlib
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from slicescan.ops import dispatch
+from slicescan.ops.backends import cuda
+from slicescan.ops.backends.cuda import conv, driver, plan
+from slicescan.ops.mamba import Weights, can_recompute, mixed, mixed_again
+from tests.layers.agreement import relative
+from tests.ops import cuda_emulator
+
+BFLOAT, HALF, FLOAT, DOUBLE = torch.bfloat16, torch.float16, torch.float32, torch.float64
+
+
+def draw(b=2, h=3, w=7, dim=12, d=24, n=5, r=3, taps=4, bias=True, conv_bias=True, dtype=DOUBLE, of=None):
+    """A map that is half of a wider one, and weights far from their initialisation, of dtypes ``of`` and ``dtype``."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape, scale=1.0):
+        return (torch.randn(shape, generator=generator, dtype=DOUBLE) * scale).to(dtype).requires_grad_()
+
+    x = normal(b, h, w, 2 * dim).detach().to(of or dtype)[..., dim:].requires_grad_()
+    weights = Weights(
+        normal(2 * d, dim, scale=dim**-0.5), normal(2 * d) if bias else None,
+        normal(d, 1, taps, scale=0.5), normal(d) if conv_bias else None,
+        normal(r + 2 * n, d, scale=d**-0.5), normal(d, r), normal(d), normal(d, n, scale=0.5), normal(d),
+        normal(dim, d, scale=d**-0.5), normal(dim) if bias else None,
+    )  # fmt: skip
+    return x, weights
+
+
+def results(run, x, weights):
+    """The output and the gradient of everything, by name."""
+    leaves = {"x": x} | {name: t for name, t in weights._asdict().items() if t is not None}
+    y = run(x, weights)
+    probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=DOUBLE).to(y.dtype)
+    return {"y": y.detach()} | dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), probe), strict=True))
+
+
+def widened(x, weights):
+    return x.detach().double().requires_grad_(), Weights(
+        *[t if t is None else t.detach().double().requires_grad_() for t in weights]
+    )
+
+
+def judge(x, weights, axis, aligned, region=contextlib.nullcontext):
+    """Demand gradients as near the exact ones as those of the ordinary operations, which round as often or oftener."""
+    exact = results(lambda *given: mixed(*given, axis), *widened(x, weights))
+
+    def inside(run):
+        def within(*given):
+            with region():
+                return run(*given)
+
+        return results(within, x, weights)
+
+    plain = inside(lambda *given: mixed(*given, axis))
+    found = inside(lambda *given: mixed_again(*given, axis, aligned=aligned))
+    assert found.keys() == plain.keys()
+    for name, value in found.items():
+        like = plain[name]
+        assert (value.dtype, value.shape) == (like.dtype, like.shape), name
+        rounding = max(torch.finfo(found["y"].dtype).eps, 1e-12)  # the exact ones are float64 themselves
+        assert relative(value, exact[name]) <= 2 * relative(like, exact[name]) + rounding, name
+
+
+CASES = {
+    "half of a wider map": {},
+    "without biases": {"bias": False, "conv_bias": False},
+    "bias of the projections alone": {"conv_bias": False},
+    "rank 8, without a gap": {"r": 8},
+    "one state, rank and tap": {"n": 1, "r": 1, "taps": 1},
+    "one pixel": {"b": 1, "h": 1, "w": 1},
+    "odd sizes": {"b": 1, "h": 5, "w": 3, "dim": 7, "d": 11, "n": 3, "r": 2, "taps": 3},
+    "longer than a chunk": {"h": 19, "w": 21, "dim": 4, "d": 6},
+}
+
+
+@pytest.mark.parametrize("axis", ["h", "w"])
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [DOUBLE, FLOAT])
+def test_gradients_are_those_of_the_operations(name, axis, dtype):
+    for aligned in (False, True):
+        judge(*draw(**CASES[name], dtype=dtype), axis, aligned)
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT, HALF])
+@pytest.mark.parametrize("of", [FLOAT, None])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_gradients_in_autocast_round_as_those_of_the_operations(dtype, of, aligned):
+    arguments = draw(h=9, w=17, dim=16, d=32, n=8, dtype=FLOAT, of=of or dtype)
+    judge(*arguments, "h", aligned, lambda: torch.autocast("cpu", dtype=dtype))
+
+
+def test_a_block_may_be_bfloat16_itself():
+    judge(*draw(h=9, w=17, dtype=BFLOAT), "w", True)
+
+
+def test_gradients_leave_autocast_as_they_entered_it():
+    x, weights = draw(dtype=FLOAT)
+    with torch.autocast("cpu", dtype=BFLOAT):
+        y = mixed_again(x, weights, "w", aligned=True)
+        assert mixed(x, weights, "w").requires_grad  # no weight was cast without its gradient
+    with torch.autocast("cpu", dtype=HALF):
+        inside = torch.autograd.grad(y, weights.in_proj, torch.ones_like(y), retain_graph=True)[0]
+    assert torch.equal(inside, torch.autograd.grad(y, weights.in_proj, torch.ones_like(y))[0])
+
+
+@pytest.mark.parametrize("alone", ["x", *Weights._fields])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_one_thing_alone_or_all_but_one_may_want_gradients(alone, aligned):
+    x, weights = draw()
+    expected = results(lambda *given: mixed(*given, "w"), x, weights)
+    given = {"x": x} | weights._asdict()
+    for wanted in ({alone}, given.keys() - {alone}):
+        for name, tensor in given.items():
+            tensor.requires_grad_(name in wanted)
+        y = mixed_again(x, weights, "w", aligned=aligned)
+        probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+        names = [name for name in given if name in wanted]
+        for name, found in zip(names, torch.autograd.grad(y, [given[k] for k in names], probe), strict=True):
+            assert relative(found, expected[name]) < 1e-12, name
+            given[name].grad = None
+
+
+def test_nothing_is_kept_but_input_and_weights():
+    x, weights = draw(h=16, w=16, dtype=FLOAT)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        mixed_again(x, weights, "w", aligned=True)
+    maps = [t for t in kept if t.numel() > max(weights.in_proj.numel(), weights.A_log.numel())]
+    assert [t.data_ptr() for t in maps] == [x.data_ptr()]
+
+
+def test_gradients_have_gradients_where_the_scan_has(monkeypatch):
+    x, weights = draw(b=1, h=2, w=4, dim=3, d=5, n=2)
+    leaves = [x, *weights]
+    second = []
+    for run in (mixed_again, mixed):
+        monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+        y = mixed_again(x, weights, "h", aligned=True) if run is mixed_again else None
+        monkeypatch.setenv(dispatch.VARIABLE, "reference")
+        y = mixed(x, weights, "h") if y is None else y
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        second.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for found, value in zip(*second, strict=True):
+        assert relative(found, value) < 1e-10
+
+
+def test_a_graph_of_the_gradients_changes_none():
+    x, weights = draw()
+    y = mixed_again(x, weights, "w", aligned=True)
+    total, leaves = y.square().sum(), [x, *weights]
+    plain = torch.autograd.grad(total, leaves, retain_graph=True)
+    for found, value in zip(torch.autograd.grad(total, leaves, create_graph=True), plain, strict=True):
+        assert found.requires_grad
+        assert relative(found, value) < 1e-12
+
+
+def test_who_counts_gradients_sees_the_scan():
+    x, weights = draw()
+    y = mixed_again(x, weights, "w", aligned=False)
+    with FlopCounterMode(display=False) as counter:
+        y.sum().backward()
+    assert torch.ops.slicescan.slice_scan_backward in counter.get_flop_counts()["Global"]
+
+
+def test_it_stands_in_only_where_gradients_are_wanted_and_nobody_watches(monkeypatch):
+    x, weights = draw()
+    assert can_recompute(x, weights)
+    assert can_recompute(x.detach(), weights)
+    assert not can_recompute(x.detach(), Weights(*[t.detach() for t in weights]))
+    assert not can_recompute(x[:0], weights)
+    assert not can_recompute(x[0], weights)
+    assert not can_recompute(x.to("meta"), weights)
+    with FlopCounterMode(display=False):
+        assert not can_recompute(x, weights)
+    torch.func.vmap(lambda x: [x, can_recompute(x[None], weights) and pytest.fail("inside vmap")][0])(x)
+    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    assert not can_recompute(x, weights)
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    kinds = plan.KINDS
+    monkeypatch.setattr(driver, "launch", cuda_emulator.launch)
+    monkeypatch.setattr(cuda, "why_not", lambda call: None if call.u.dtype in kinds else "no float64")
+    monkeypatch.setattr(dispatch, "has_fast_convolution", lambda device, dtype, taps: dtype in kinds)
+    monkeypatch.setattr(plan, "pays", lambda *_: True)
+    plan._plan.cache_clear()
+    torch.use_deterministic_algorithms(True)  # memory starts as NaN
+    yield
+    torch.use_deterministic_algorithms(False)
+    plan._plan.cache_clear()
+
+
+KERNELS = {
+    "float32 rows": ({}, "w", None),
+    "bfloat16 columns": ({"dim": 16, "d": 32, "n": 16, "r": 2}, "h", BFLOAT),
+    "float16 rows, several blocks": ({"h": 2, "d": 160, "n": 8, "r": 9}, "w", HALF),
+}
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_write_gradients_where_they_are_wanted(name, fused, monkeypatch):
+    if not fused:
+        monkeypatch.setattr(plan, "FUSED_RANKS", {"forward": 0, "backward": 0})
+    places = []
+    scan, convolution = cuda.backward_into, conv.backward
+
+    def noting(call, saved, grad_y, grad_last, into):
+        grads = scan(call, saved, grad_y, grad_last, into)
+        assert all(getattr(grads, place) is into[place] for place in into)
+        places.extend([into["z"].data_ptr()] if into else [])
+        return grads
+
+    def noting_too(*arguments):
+        found = convolution(*arguments)
+        places.append(found[0].data_ptr())
+        return found
+
+    monkeypatch.setattr(cuda, "backward_into", noting)
+    monkeypatch.setattr(conv, "backward", noting_too)
+    case, axis, cast = KERNELS[name]
+    x, weights = draw(**case, dtype=FLOAT)
+    region = contextlib.nullcontext if cast is None else lambda: torch.autocast("cpu", dtype=cast)
+    for aligned in (False, True):
+        places.clear()
+        judge(x, weights, axis, aligned, region)
+        z, raw = places[-2:]
+        assert z - raw == weights.D.numel() * (cast or FLOAT).itemsize
