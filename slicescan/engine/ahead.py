@@ -1,5 +1,6 @@
 """Make the next batch while the network works on this one."""
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -11,6 +12,9 @@ from torch import Tensor
 from slicescan.engine.processes import WHOLE, Part
 
 Batch = tuple[Tensor, Tensor]
+
+QUEUED = 2
+"""Steps that a GPU may have before it: enough to be never idle, and few, so that the host knows how far it is."""
 
 
 class Source(Protocol):
@@ -28,9 +32,13 @@ class Source(Protocol):
 
 
 def ahead(source: Source, first: int, last: int, part: Part = WHOLE) -> Iterator[Batch]:
-    """Batches ``first`` to ``last - 1`` in order, each made by a thread, and on a GPU by a stream, of its own."""
+    """Batches ``first`` to ``last - 1`` in order, each made by a thread, and on a GPU by a stream, of its own.
+
+    The stream goes before that of the network: a batch is many small operations, and each would wait for large ones.
+    """
     on_gpu = source.device.type == "cuda"
-    stream = torch.cuda.Stream(source.device) if on_gpu else None
+    stream = torch.cuda.Stream(source.device, priority=-1) if on_gpu else None
+    queued: deque[torch.cuda.Event] = deque()
 
     def make(step: int) -> Batch:
         with torch.cuda.stream(stream) if stream else nullcontext():
@@ -49,3 +57,8 @@ def ahead(source: Source, first: int, last: int, part: Part = WHOLE) -> Iterator
                 for tensor in batch:
                     tensor.record_stream(torch.cuda.current_stream())
             yield batch
+            if on_gpu:
+                queued.append(torch.cuda.Event())
+                queued[-1].record(torch.cuda.current_stream(source.device))
+                if len(queued) > QUEUED:
+                    queued.popleft().synchronize()

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.engine.config import BlurSection, DataSection
+from slicescan.engine.crops import crops
 from slicescan.engine.jpeg import jpeg
 from slicescan.engine.pictures import PhotoFolder
 from slicescan.engine.processes import WHOLE, Part, share
-from slicescan.engine.words import draw_word
+from slicescan.engine.words import words
 
 GAMMA = 2.2
 """Light is the displayed value to this power."""
@@ -87,8 +88,8 @@ class SyntheticMotionBlur:
         indices = self._indices(draw, count)[mine]
         if isinstance(self.photos, PhotoFolder):
             list(self.threads.map(self.photos.__getitem__, set(indices)))  # read side by side
-        crops = torch.stack([self._crop(seed, patch + 2 * MARGIN, i) for seed, i in zip(seeds, indices, strict=True)])
-        light = self._highlights(crops.pow(GAMMA), draw, count, mine)
+        photographed = self._crops(indices, patch + 2 * MARGIN, _uniform(draw, count, 8)[mine], seeds)
+        light = self._highlights(photographed.pow(GAMMA), draw, count, mine)
         paths, angles = (drawn[mine].to(self.device) for drawn in self._motions(draw, patch, count))
         exposed = expose(light, paths, angles)
         blurred = exposed.clamp(0, 1).pow(1 / GAMMA)
@@ -106,23 +107,30 @@ class SyntheticMotionBlur:
             return torch.randint(len(self.photos), (count,), generator=draw).tolist()
         return torch.multinomial(self.sizes, count, replacement=True, generator=draw).tolist()
 
-    def _crop(self, seed: int, whole: int, index: int) -> Tensor:
-        """One crop of side ``whole``, turned and mirrored at random."""
-        draw = torch.Generator().manual_seed(seed)
-        photo = self.photos[index].to(self.device)
-        if isinstance(self.photos, PhotoFolder):
-            _check_size(f"{self.photos.files[index]}:", photo, whole)
-        most = min(self.data.shrink, min(photo.shape[1:]) / whole)
-        factor = 1 + (most - 1) * _uniform(draw).item() if _chance(0.5, draw) and most > 1 else 1.0
-        side = int(whole * factor)
-        top, left = (int(_uniform(draw).item() * (size - side + 1)) for size in photo.shape[1:])
-        crop = photo[:, top : top + side, left : left + side].float() / 255
-        if side != whole:
-            crop = F.interpolate(crop[None], (whole, whole), mode="bilinear", antialias=True)[0]
-        turns, mirror = int(torch.randint(4, (), generator=draw)), _chance(0.5, draw)
-        crop = crop.rot90(turns, (1, 2))
-        crop = crop.flip(2) if mirror else crop
-        return draw_word(crop, draw) if _chance(self.data.words, draw) else crop
+    def _crops(self, indices: list[int], whole: int, drawn: Tensor, seeds: list[int]) -> Tensor:
+        """Crops of side ``whole``, shrunk, turned and mirrored at random, some with words on them.
+
+        Args:
+            indices: The photograph of each.
+            whole: Their side.
+            drawn: Eight draws for each, from [0, 1).
+            seeds: What the words on each depend on.
+        """
+        cuts = []
+        for index, (smaller, by, down, across) in zip(indices, drawn[:, :4].tolist(), strict=True):
+            photo = self.photos[index]
+            if isinstance(self.photos, PhotoFolder):
+                _check_size(f"{self.photos.files[index]}:", photo, whole)
+            h, w = photo.shape[1:]
+            most = max(1.0, min(self.data.shrink, min(h, w) / whole))
+            side = int(whole * (1 + (most - 1) * by)) if smaller < 0.5 else whole
+            top, left = int(down * (h - side + 1)), int(across * (w - side + 1))
+            cuts.append(photo[:, top : top + side, left : left + side])
+        made = crops(cuts, whole, drawn[:, 4:7] < 0.5, self.device)
+        for place in (drawn[:, 7] < self.data.words).nonzero()[:, 0].tolist():
+            keep, paint = words(whole, torch.Generator().manual_seed(seeds[place]))
+            made[place] = made[place] * keep.to(self.device) + paint.to(self.device)
+        return made
 
     def _highlights(self, light: Tensor, draw: torch.Generator, count: int, mine: slice) -> Tensor:
         """Make the brightest parts of some patches up to four times brighter, so that their traces saturate."""
@@ -132,7 +140,7 @@ class SyntheticMotionBlur:
 
     def _motions(self, draw: torch.Generator, patch: int, count: int) -> tuple[Tensor, Tensor]:
         settings = self.blur
-        paths = walk(torch.stack([torch.randn(settings.positions, 2, generator=draw) for _ in range(count)]))
+        paths = walk(torch.randn(count, settings.positions, 2, generator=draw))
         direction = 2 * math.pi * _uniform(draw, count)
         line = torch.linspace(-0.5, 0.5, settings.positions)[None, :, None]
         straight = line * torch.stack([direction.cos(), direction.sin()], -1)[:, None]
@@ -220,21 +228,17 @@ def expose(light: Tensor, paths: Tensor, angles: Tensor, *, together: int | None
         ``(b, c, h, w)``.
     """
     (b, c, h, w), positions = light.shape, paths.shape[1]
-    y, x = torch.meshgrid(
-        torch.arange(h, device=light.device) - (h - 1) / 2,
-        torch.arange(w, device=light.device) - (w - 1) / 2,
-        indexing="ij",
-    )
+    y = (torch.arange(h, device=light.device) - (h - 1) / 2)[:, None]
+    x = torch.arange(w, device=light.device) - (w - 1) / 2
     total = torch.zeros_like(light)
     together = together or (1 if light.is_cpu else positions)
     for shift, angle in zip(paths.split(together, 1), angles.split(together, 1), strict=True):
         cos, sin = (f(angle)[..., None, None] for f in (torch.cos, torch.sin))
-        across = cos * x - sin * y + shift[..., 0, None, None]
-        down = sin * x + cos * y + shift[..., 1, None, None]
-        grid = torch.stack([2 * across / max(w - 1, 1), 2 * down / max(h - 1, 1)], -1).to(light).flatten(0, 1)
-        copies = light if together == 1 else light.repeat_interleave(shift.shape[1], 0)
-        seen = F.grid_sample(copies, grid, mode="bilinear", padding_mode="border", align_corners=True)
-        total += seen if together == 1 else seen.view(b, -1, c, h, w).sum(1)
+        across = (cos * x - sin * y).add_(shift[..., 0, None, None]).div_(max(w - 1, 1) / 2)
+        down = (sin * x + cos * y).add_(shift[..., 1, None, None]).div_(max(h - 1, 1) / 2)
+        grid = torch.stack([across, down], -1).to(light)  # b t h w 2
+        seen = F.grid_sample(light, grid.flatten(1, 2), mode="bilinear", padding_mode="border", align_corners=True)
+        total += seen.view(b, c, -1, h, w).sum(2)
     return total / positions
 
 
@@ -250,7 +254,3 @@ def _check_size(what: str, photo: Tensor, side: int) -> None:
 
 def _uniform(draw: torch.Generator, *shape: int) -> Tensor:
     return torch.rand(shape, generator=draw)
-
-
-def _chance(share: float, draw: torch.Generator) -> bool:
-    return _uniform(draw).item() < share

@@ -1,6 +1,7 @@
 """What JPEG compression leaves of an image, in batches on any device; nothing is written."""
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -51,29 +52,37 @@ def jpeg(image: Tensor, quality: Tensor) -> Tensor:
         True
     """
     h, w = image.shape[2:]
-    matrix = image.new_tensor(TO_YCC)
-    ycc = torch.einsum("ij,bjhw->bihw", matrix, image * 255)
+    to_ycc, to_rgb, dct, tables = _constants(image.device, image.dtype)
+    ycc = torch.einsum("ij,bjhw->bihw", to_ycc, image * 255)
     ycc[:, 0] -= 128
     ycc = F.pad(ycc, (0, -w % 8, 0, -h % 8), mode="replicate")
     blocks = ycc.unfold(2, 8, 8).unfold(3, 8, 8)  # b 3 rows columns 8 8
-    dct = _dct(image)
-    steps = _steps(image, quality)[:, :, None, None]
+    steps = _steps(tables, quality)[:, :, None, None]
     coefficients = torch.round(dct @ blocks @ dct.T / steps) * steps
     blocks = dct.T @ coefficients @ dct
     ycc = blocks.transpose(3, 4).flatten(4, 5).flatten(2, 3)[..., :h, :w].clone()
     ycc[:, 0] += 128
-    return torch.einsum("ij,bjhw->bihw", torch.linalg.inv(matrix), ycc).div(255).clamp(0, 1)
+    return torch.einsum("ij,bjhw->bihw", to_rgb, ycc).div(255).clamp(0, 1)
 
 
-def _dct(like: Tensor) -> Tensor:
+@cache
+def _constants(device: torch.device, kind: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Colours there and back, cosine transform and quantisation steps, made once: copies make a GPU wait."""
+    to_ycc = torch.tensor(TO_YCC, dtype=torch.float64)
+    tables = torch.tensor([LUMINANCE, CHROMINANCE, CHROMINANCE])
+    made = (to_ycc, torch.linalg.inv(to_ycc), _dct(), tables)
+    return tuple(one.to(device, kind) for one in made)  # type: ignore[return-value]
+
+
+def _dct() -> Tensor:
     """The orthonormal cosine transform of eight values; rows are frequencies."""
-    k = torch.arange(8, dtype=like.dtype, device=like.device)
+    k = torch.arange(8, dtype=torch.float64)
     dct = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2
     dct[0] /= math.sqrt(2)
     return dct
 
 
-def _steps(image: Tensor, quality: Tensor) -> Tensor:
+def _steps(tables: Tensor, quality: Tensor) -> Tensor:
+    """Steps of a quality, ``(b, 3, 8, 8)``, from those of quality 50, ``(3, 8, 8)``."""
     percent = torch.where(quality < 50, (5000 / quality.clamp(min=1)).floor(), 200 - 2 * quality).view(-1, 1, 1, 1)
-    tables = image.new_tensor([LUMINANCE, CHROMINANCE, CHROMINANCE])
     return torch.floor((tables * percent + 50) / 100).clamp(1, 255)

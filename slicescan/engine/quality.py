@@ -76,7 +76,7 @@ def blurred_crop(photo: Tensor, seed: int, *, uniform: bool = False) -> tuple[Te
 
 
 class BlurredCrops(Sequence[HeldOut]):
-    """Photographs blurred by :func:`blurred_crop`, each with its number as seed.
+    """Photographs blurred by :func:`blurred_crop`, each with its number as seed; made at first use and kept.
 
     Args:
         photos: Names and uint8 images ``(3, h, w)``.
@@ -84,13 +84,16 @@ class BlurredCrops(Sequence[HeldOut]):
 
     def __init__(self, photos: Sequence[tuple[str, Tensor]]):
         self.photos = photos
+        self.made: dict[int, HeldOut] = {}
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, index: Any) -> Any:
-        name, photo = self.photos[index]
-        return HeldOut(name, *blurred_crop(photo, index))
+        if index not in self.made:
+            name, photo = self.photos[index]
+            self.made[index] = HeldOut(name, *blurred_crop(photo, index))
+        return self.made[index]
 
 
 class HeldOutPairs(Sequence[HeldOut]):

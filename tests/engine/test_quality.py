@@ -94,6 +94,7 @@ def test_measured_figures_are_those_of_each_photograph_with_its_own_seed(pairs):
         assert one.gain == one.psnr_out - one.psnr_in
     assert len(crops) == 2 and [one.name for one, _ in seen] == ["a", "b"]
     assert all(torch.equal(restored, one.blurred.roll(1, 2)) for one, restored in seen)
+    assert crops[0] is crops[0]  # made once
 
 
 def test_mean_gain_is_the_mean_and_nan_of_nothing():
