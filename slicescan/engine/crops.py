@@ -34,7 +34,7 @@ def crops(cuts: Sequence[Tensor], side: int, turns: Tensor, device: torch.device
         held[place, :, : cut.shape[1], : cut.shape[2]] = cut
     x = held.float() / 255
     if most > side:
-        weights = _weights(sides.to(device, torch.float32), side, most)[:, None]
+        weights = _weights(sides.to(device), side, most)[:, None].to(x)
         x = weights @ x @ weights.mT
     transposed, mirrored, upside_down = turns.to(device).view(-1, 3, 1, 1, 1).unbind(1)
     x = torch.where(transposed, x.mT, x)

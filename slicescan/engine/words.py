@@ -25,7 +25,8 @@ def words(side: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     def number(low: int, high: int) -> int:
         return int(torch.randint(low, high, (), generator=draw))
 
-    keep, paint = np.ones((1, side, side), np.float32), np.zeros((3, side, side), np.float32)
+    keep: np.ndarray = np.ones((1, side, side), np.float32)
+    paint: np.ndarray = np.zeros((3, side, side), np.float32)
     for _ in range(number(1, 5)):
         word = "".join(LETTERS[number(0, len(LETTERS))] for _ in range(number(3, 11)))
         place = (number(0, side), number(0, side))
