@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicescan.layers.depthwise import DepthwiseConv2d
+from slicescan.layers.hooks import recomputes
 from slicescan.ops.depthwise_conv import Gate
+from slicescan.ops.recompute import gated_feed_forward
 
 GATES: dict[Callable[[Tensor], Tensor], Gate] = {F.silu: "silu", F.gelu: "gelu"}
 """Activations that the operator has."""
@@ -22,6 +24,10 @@ class GatedDconvFFN(nn.Module):
         expand: Width of one half relative to ``dim``, rounded down.
         bias: Whether the three convolutions have a bias.
         activation: Applied to the gating half. Restormer has GELU here.
+
+    Attributes:
+        recompute: Whether gradients on a GPU compute the inside anew instead of keeping its maps, where the activation
+            is SiLU or GELU. True; set it to False to keep them.
 
     Shape:
         ``(b, dim, h, w)`` to the same.
@@ -42,6 +48,7 @@ class GatedDconvFFN(nn.Module):
     ):
         super().__init__()
         inner = int(dim * expand)
+        self.recompute = True
         self.activation = activation
         self.project_in = nn.Conv2d(dim, 2 * inner, 1, bias=bias)
         self.dwconv = DepthwiseConv2d(2 * inner, bias=bias, gate=GATES.get(activation))
@@ -49,11 +56,18 @@ class GatedDconvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``(b, dim, h, w)``."""
+        if self._computes_again(x):
+            first, around, last = ((c.weight, c.bias) for c in (self.project_in, self.dwconv, self.project_out))
+            return gated_feed_forward(x, first, around, last, GATES[self.activation])
         x = self.dwconv(self.project_in(x))
         if self.activation not in GATES:
             a, b = x.chunk(2, 1)
             x = self.activation(a) * b
         return self.project_out(x)
+
+    def _computes_again(self, x: Tensor) -> bool:
+        known = self.recompute and self.activation in GATES
+        return known and recomputes([x], [self.project_in, self.project_out], self.dwconv)
 
     def extra_repr(self) -> str:
         """What gates, for ``repr``; the sizes are those of the convolutions."""

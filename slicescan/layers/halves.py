@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicescan.layers.hooks import hooked
+from slicescan.layers.hooks import is_pointwise
 from slicescan.layers.memory_order import as_image, as_map, channels_last, ordered_like
 from slicescan.layers.strips import Strip, Treat
 from slicescan.ops.library import watched
@@ -72,5 +72,6 @@ def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def _in_place(conv: nn.Conv2d, x: Tensor) -> bool:
     if not x.is_cuda or x.stride(1) != 1 or x.is_contiguous(memory_format=torch.channels_last):
         return False
-    halved = x.dtype.itemsize == 2 and (x.dtype == conv.weight.dtype or torch.is_autocast_enabled("cuda"))
-    return halved and not (torch.compiler.is_compiling() or watched() or hooked(conv))
+    if x.dtype.itemsize != 2 or torch.compiler.is_compiling() or watched() or not is_pointwise(conv):
+        return False
+    return x.dtype == conv.weight.dtype or torch.is_autocast_enabled("cuda")

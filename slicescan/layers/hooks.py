@@ -1,10 +1,62 @@
 """Modules whose parameters other code may use in place of a call."""
 
-from torch import nn
+from collections.abc import Sequence
+from typing import Any, TypeGuard, TypeVar
+
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+
+from slicescan.layers.depthwise import DepthwiseConv2d
+from slicescan.ops.library import is_ordinary, watched
+
+RECOMPUTING = ("cuda",)
+"""Kinds of devices where gradients compute anew what is cheap: they have arithmetic to spare, and little memory."""
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def hooked(module: nn.Module) -> bool:
     """Whether a call of a module is more than the ``forward`` of its class."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in module.__dict__ or bool(_has_any_global_hook())
+
+
+def is_plain(module: nn.Module | None, kind: type[Kind]) -> TypeGuard[Kind]:
+    """Whether a call of a module is the ``forward`` of ``kind`` and no more."""
+    return type(module) is kind and not hooked(module)
+
+
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether a call of a module is a 1x1 convolution by its weight and bias and no more."""
+    if (
+        not is_plain(module, nn.Conv2d)
+        or module.kernel_size != (1, 1)
+        or module.padding not in ((0, 0), "valid", "same")
+    ):
+        return False
+    return module.stride == (1, 1) and module.groups == 1
+
+
+def recomputes(maps: Sequence[Tensor], pointwise: Sequence[nn.Module], around: nn.Module | None = None) -> bool:
+    """Whether the gradients of a layer may compute its inside anew, by ``slicescan.ops.recompute``.
+
+    So it is in training on a GPU, where nobody compiles, transforms or counts, and the parameters stand for the calls.
+
+    Args:
+        maps: What the layer is given.
+        pointwise: What the layer calls for 1x1 convolutions.
+        around: What it calls for a depth-wise convolution.
+    """
+    kind = maps[0].device.type
+    if torch.compiler.is_compiling() or kind not in RECOMPUTING or not torch.is_grad_enabled() or watched():
+        return False
+    if not all([is_pointwise(conv) for conv in pointwise]):
+        return False
+    if around is not None and not is_plain(around, DepthwiseConv2d):
+        return False
+    convs: list[Any] = [*pointwise] if around is None else [*pointwise, around]
+    tensors = [*maps, *[p for conv in convs for p in (conv.weight, conv.bias) if p is not None]]
+    if not all([is_ordinary(t) for t in tensors]) or not any([t.requires_grad for t in tensors]):
+        return False
+    return torch.is_autocast_enabled(kind) or len({t.dtype for t in tensors}) == 1

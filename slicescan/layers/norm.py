@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from slicescan.layers.hooks import hooked
+from slicescan.layers.hooks import is_plain
 from slicescan.layers.memory_order import ordered_like
 from slicescan.ops import add_layer_norm, layer_norm
 
@@ -116,7 +116,7 @@ def add_and_norm(x: Tensor, branch: Tensor, norm: nn.Module) -> tuple[Tensor, Te
         (True, True)
     """
     body = getattr(norm, "body", None)
-    if type(norm) is nn.Sequential and type(body) is LayerNorm2d and not (hooked(norm) or hooked(body)):
+    if is_plain(body, LayerNorm2d) and is_plain(norm, nn.Sequential):
         s, y = add_layer_norm(x, branch, body.weight, body.bias, eps=body.eps)
         return s, ordered_like(y, s)
     s = x + branch

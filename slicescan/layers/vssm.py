@@ -7,11 +7,13 @@ from torch import Tensor, nn
 
 from slicescan.layers.depthwise import DepthwiseConv2d
 from slicescan.layers.halves import HalvesScanner
+from slicescan.layers.hooks import recomputes
 from slicescan.layers.inter_scan import InterScan
 from slicescan.layers.memory_order import channels_last, ordered_like
 from slicescan.layers.slice_scan import SliceScan2D
 from slicescan.layers.strips import Strip, Treat
 from slicescan.ops import depthwise_conv
+from slicescan.ops.recompute import gated_projection, widened
 from slicescan.ops.silu_gate import silu_gate
 
 
@@ -25,16 +27,25 @@ class _GatedShell(HalvesScanner):
 
     def __init__(self, dim: int, inner: int, bias: bool):
         nn.Module.__init__(self)  # the scanner's parameters are drawn after these
+        self.recompute = True
         self.proj_in = nn.Conv2d(dim, 2 * inner, 1, bias=bias)
         self.dwconv = DepthwiseConv2d(2 * inner, bias=bias)
         self.proj_out = nn.Conv2d(inner, dim, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         f, gate = self._widen(x)
-        return ordered_like(self.proj_out(silu_gate(gate, super().forward(f))), x)
+        return ordered_like(self._narrow(gate, super().forward(f)), x)
 
     def _widen(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.dwconv(self.proj_in(channels_last(x))).chunk(2, 1)
+        x = channels_last(x)
+        if self.recompute and recomputes([x], [self.proj_in], self.dwconv):
+            return widened(x, *[(conv.weight, conv.bias) for conv in (self.proj_in, self.dwconv)])
+        return self.dwconv(self.proj_in(x)).chunk(2, 1)
+
+    def _narrow(self, gate: Tensor, scanned: Tensor) -> Tensor:
+        if self.recompute and recomputes([gate, scanned], [self.proj_out]):
+            return gated_projection(gate, scanned, (self.proj_out.weight, self.proj_out.bias))
+        return self.proj_out(silu_gate(gate, scanned))
 
     def _scanned(self, x: Tensor) -> Tensor:
         """The first half of what ``_widen`` makes, and nothing of the other."""
@@ -48,7 +59,7 @@ class _GatedShell(HalvesScanner):
 
         def treat(strip: Strip, x: Tensor) -> Tensor:
             f, gate = (strip.inner(half) for half in self._widen(x))
-            return ordered_like(self.proj_out(silu_gate(gate, scan(strip.alone(), f))), x)
+            return ordered_like(self._narrow(gate, scan(strip.alone(), f)), x)
 
         return treat
 
@@ -65,6 +76,10 @@ class IntraVSSM(_GatedShell, SliceScan2D):
         bidirectional: As in :class:`SliceScan2D`.
         shared: As in :class:`SliceScan2D`.
         bias: Whether the convolutions have a bias.
+
+    Attributes:
+        recompute: Whether gradients on a GPU compute the maps around the scan anew instead of keeping them. True; set
+            it to False to keep them. The scan has a switch of its own, ``mamba.recompute``.
 
     Shape:
         ``(b, dim, h, w)`` to the same.
@@ -104,6 +119,10 @@ class InterVSSM(_GatedShell, InterScan):
         state: Size of the state of each inner channel.
         compression: As in :class:`InterScan`.
         bias: Whether the convolutions have a bias.
+
+    Attributes:
+        recompute: Whether gradients on a GPU compute the maps around the scan anew instead of keeping them. True; set
+            it to False to keep them. The scan has a switch of its own, ``mamba.recompute``.
 
     Shape:
         ``(b, dim, h, w)`` to the same.
