@@ -77,7 +77,7 @@ class BidirectionalMamba(Mamba):
         """Not possible: the way back begins at the end."""
         raise NotImplementedError("BidirectionalMamba cannot resume a sequence: it needs the whole of it at once")
 
-    def _mixed(self, x: Tensor, axis: Literal["h", "w"], out: Tensor | None = None) -> Tensor:
+    def _mixed(self, x: Tensor, axis: Literal["h", "w"]) -> Tensor:
         u, z = self.in_proj(x).chunk(2, -1)
         own = (self.conv1d, self.x_proj, self.dt_proj)
         other = own if self.shared else (self.conv1d_b, self.x_proj_b, self.dt_proj_b)
@@ -85,8 +85,7 @@ class BidirectionalMamba(Mamba):
         skip = self.D if self.shared else self.D_b
         y.add_(self._one_way(u, z, *other, self.A_b_log, skip, axis=axis, reverse=True))
         y = self.out_proj(y / 2 if self.divide else y)
-        y = y if self.gamma is None else y * self.gamma
-        return y if out is None else out.copy_(y)
+        return y if self.gamma is None else y * self.gamma
 
     def _one_way(
         self,

@@ -37,10 +37,6 @@ class HalvesScanner(nn.Module):
         """What ``scan`` makes of both halves, side by side, ``(b, h, w, dim)``."""
         return torch.cat(self.scan(first, second), -1)
 
-    def _writes_in_place(self, x: Tensor) -> bool:
-        """Whether both results may be written into one map: nothing records, traces or casts what is done to it."""
-        return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or watched())
-
     def _halves(self, x: Tensor) -> tuple[Tensor, ...]:
         return pointwise(self.conv_input, x).chunk(2, -1)  # b h w d
 

@@ -106,14 +106,13 @@ class Mamba(nn.Module):
         """Mix ``(b, l, dim)`` along ``l``."""
         return self.scan(x[:, None], axis="w")[:, 0]
 
-    def scan(self, x: Tensor, *, axis: Literal["h", "w"], reverse: bool = False, out: Tensor | None = None) -> Tensor:
+    def scan(self, x: Tensor, *, axis: Literal["h", "w"], reverse: bool = False) -> Tensor:
         """Mix every row (``axis="w"``) or every column (``"h"``) of a map by itself.
 
         Args:
             x: ``(b, h, w, dim)``.
             axis: The axis that the sequences run along.
             reverse: Whether they run from the last position to the first, convolution and scan alike.
-            out: Where to put the result, such as a part of a wider map; not while gradients are recorded.
 
         Returns:
             ``(b, h, w, dim)``.
@@ -124,15 +123,9 @@ class Mamba(nn.Module):
         if torch.compiler.is_compiling():  # no split: the number of pieces would fix the size of the map
             y = self._mixed(x, axis)
         else:
-            slices = self._slices_at_once(x, along, across)
-            pieces = x.split(slices, across)
-            if out is not None and not reverse:
-                for piece, place in zip(pieces, out.split(slices, across), strict=True):
-                    self._mixed(piece, axis, place)
-                return out
-            y = _joined([self._mixed(piece, axis) for piece in pieces], across)
-        y = y.flip(along) if reverse else y
-        return y if out is None else out.copy_(y)
+            pieces = [self._mixed(piece, axis) for piece in x.split(self._slices_at_once(x, along, across), across)]
+            y = _joined(pieces, across)
+        return y.flip(along) if reverse else y
 
     def resume(self, x: Tensor, past: Past | None, *, axis: Literal["h", "w"]) -> tuple[Tensor, Past]:
         """Mix as :meth:`scan` does a part of a map whose sequences began in the parts before it.
@@ -163,21 +156,10 @@ class Mamba(nn.Module):
             return x.shape[across]
         return max(1, piece // max(1, x.shape[0] * x.shape[along] * self.D.numel()))
 
-    def _mixed(self, x: Tensor, axis: Literal["h", "w"], out: Tensor | None = None) -> Tensor:
-        if out is not None:
-            return self._project(self._scanned(x, axis)[0], out)
+    def _mixed(self, x: Tensor, axis: Literal["h", "w"]) -> Tensor:
         if self._computes_again(x) and can_recompute(x, weights := self._weights()):
             return mixed_again(x, weights, axis, aligned=self._aligns(x))
         return self._scan(x, axis)[0]
-
-    def _project(self, y: Tensor, out: Tensor) -> Tensor:
-        """The last projection, by one product into ``out`` where its pixels lie at even distances."""
-        pixels = out.flatten(0, 2)
-        in_place = pixels.data_ptr() == out.data_ptr() and out.dtype == y.dtype
-        if in_place and _is_bare(self.out_proj) and self.out_proj.bias is None:
-            torch.mm(y.flatten(0, 2), self.out_proj.weight.to(y.dtype).t(), out=pixels)
-            return out
-        return out.copy_(self.out_proj(y))
 
     def _computes_again(self, x: Tensor) -> bool:
         """Whether gradients may compute the inside anew: a GPU records them, and projections are but their weights."""
@@ -193,11 +175,6 @@ class Mamba(nn.Module):
 
     def _scan(self, x: Tensor, axis: Literal["h", "w"], past: Past | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The output, the inputs of the convolution, and the last state."""
-        y, inputs, last = self._scanned(x, axis, past)
-        return self.out_proj(y), inputs, last
-
-    def _scanned(self, x: Tensor, axis: Literal["h", "w"], past: Past | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """What :meth:`_scan` returns, before the last projection."""
         u, z = self.in_proj(x).chunk(2, -1)
         inputs = torch.cat([past.inputs, u], 1 if axis == "h" else 2) if past else u
         u = causal_conv(inputs, self.conv1d.weight[:, 0], self.conv1d.bias, axis=axis, silu=True)
@@ -220,7 +197,7 @@ class Mamba(nn.Module):
             delta_softplus=True,
             delta_weight=self.dt_proj.weight,
         )
-        return y, inputs, last
+        return self.out_proj(y), inputs, last
 
     def _selection(self, u: Tensor) -> tuple[Tensor, ...]:
         """``step``, ``B`` and ``C`` of every position."""

@@ -65,15 +65,6 @@ class SliceScan2D(HalvesScanner):
             second_out = second_out + columns_back.scan(second, axis="h", reverse=True)
         return first_out, second_out
 
-    def _scan_together(self, first: Tensor, second: Tensor) -> Tensor:
-        if not self._writes_in_place(first) or self.bidirectional:
-            return super()._scan_together(first, second)
-        y = first.new_empty((*first.shape[:3], self.dim))  # b h w d
-        rows, columns = y.chunk(2, -1)
-        self.mamba.scan(first, axis="w", out=rows)
-        (self.mamba if self.shared else self.mamba_columns).scan(second, axis="h", out=columns)
-        return y
-
     def scan_strips(self, maps: Iterable[Tensor]) -> ScanStrip:
         """Scan strips in order: the columns of one go on where those of the last ended."""
         if self.bidirectional:

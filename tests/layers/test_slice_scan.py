@@ -24,18 +24,6 @@ def test_variants_restate_their_definition(shared):
     assert_restates(both, restated.slice_scan_both_ways, noise(2, 4, 3, 5))
 
 
-@pytest.mark.parametrize("amp", [False, True])
-@pytest.mark.parametrize("shared", [True, False])
-def test_without_gradients_both_scans_write_to_one_map(shared, amp):
-    layer, x = restated.perturb(SliceScan2D(8, state=3, shared=shared)).float(), noise(2, 8, 3, 5).float()
-    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-        recorded = layer(x)
-        with torch.inference_mode():
-            found = layer(x)
-    assert found.dtype == recorded.dtype
-    torch.testing.assert_close(found, recorded)
-
-
 def test_a_shared_scanner_has_the_published_parameters_and_no_more():
     children = [name for name, _ in SliceScan2D(8).named_children()]
     assert children == ["conv_input", "fuse_out", "mamba"]
