@@ -62,6 +62,7 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(name):
     found = results(gate.convolve, *arguments, activation)
     assert torch.equal(found[0], gate.convolve(*arguments[:3], activation))
     assert found[0].is_contiguous(memory_format=ORDER) and found[1].stride() == arguments[0].stride()
+    assert all(gradient.is_contiguous() for gradient in found[2:])  # as optimisers of many tensors want them
     for value, truth, plainly in zip(found, exact, own, strict=True):
         assert (value.shape, value.dtype) == (plainly.shape, plainly.dtype)
         scale = truth.norm().clamp_min(1e-30)

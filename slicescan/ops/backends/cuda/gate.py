@@ -15,7 +15,7 @@ from slicescan.ops.backends.cuda.plan import KINDS, copy_bytes, place_of
 
 ACTIVATIONS = {"linear": 0, "silu": 1, "gelu": 2}
 _SHAPES = {
-    ("forward", False, 2): (2, 4, 5, 1), ("forward", True, 2): (2, 4, 4, 1),
+    ("forward", False, 2): (2, 4, 5, 1), ("forward", True, 2): (2, 4, 3, 3),
     ("spread", False, 2): (2, 3, 4, 1), ("gradient", True, 2): (2, 2, 2, 1),
     ("forward", False, 4): (2, 4, 5, 1), ("forward", True, 4): (2, 3, 4, 1),
     ("spread", False, 4): (1, 4, 5, 1), ("gradient", True, 4): (2, 2, 2, 1),
@@ -108,7 +108,7 @@ def backward(
     if bias is None:
         dweight, dbias = total.view(given.shape), total.new_empty(0)
     else:
-        dweight, dbias = total[:, :9].reshape(given.shape), total[:, 9].contiguous()
+        dweight, dbias = total[:, :9].contiguous().view(given.shape), total[:, 9].contiguous()
     dx = forward(third, weight, None, "", turned=True, out=out) if activation else third
     if out is None and dx.stride() != order:
         dx = torch.empty_strided(dx.shape, order, dtype=dx.dtype, device=dx.device).copy_(dx)

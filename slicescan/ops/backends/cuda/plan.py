@@ -22,6 +22,7 @@ _ALONE_COST = 1.1  # of a backward block of one warp that shares its channels wi
 _WORTH_A_TAIL = 1.05  # times faster that warps of their own for the last channels must promise to be
 _ENOUGH_WARPS = 1536  # to fill a device; with fewer than half, long sequences are cut into chunks
 _SHORTEST_CHUNK = 8  # tiles
+_PROCESSORS = 132  # of an H100; on others the plans are as right, and about as fast
 _LOW_PLACES = {"forward": (1,), "backward": (1, 4)}  # of the steps and their gradient among the maps
 
 FUSED_RANKS = {"forward": 64, "backward": 64}
@@ -172,9 +173,10 @@ class Plan:
         """The forward kernel, by whether it saves for the backward pass."""
         m = self.macros
         lean = m["GU"] == m["GB"] == 16 and not m["WIDE"] and not m["CARRY"]
-        more = {"MIN_BLOCKS": 6 if lean else 5, "TAIL": self.tail}
+        warps = _even_block(self.forward_warps)
+        more = {"MIN_BLOCKS": (18 if lean else 15) // warps, "TAIL": self.tail}
         own = self._staged(2 + m["HAS_Z"], self.tail)
-        return {save: self._kernel("forward", m | more | {"SAVE": int(save)}, 3, own) for save in (False, True)}
+        return {save: self._kernel("forward", m | more | {"SAVE": int(save)}, warps, own) for save in (False, True)}
 
     @functools.cached_property
     def summary(self) -> dict[bool, Kernel]:
@@ -377,6 +379,13 @@ def _warp_time(width: int, row: int, sequences: int, direction: str) -> float:
     packed = row // width
     filled = -(-sequences // packed) * packed / sequences
     return width * filled * _PACKING_COST[direction][packed]
+
+
+def _even_block(warps: int) -> int:
+    """Warps of a block of a kernel whose warps work alone: the processors should have about as many of them each."""
+    if warps > _PROCESSORS * 15:  # which have one after the other then
+        return 3
+    return min((3, 2, 1), key=lambda block: -(-(-(-warps // block)) // _PROCESSORS) * block)
 
 
 def _block_warps(warps: int, choices: Sequence[int]) -> int:
