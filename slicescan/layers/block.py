@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from slicescan.layers.feedforward import GatedDconvFFN
+from slicescan.layers.hooks import is_plain
 from slicescan.layers.norm import LayerNorm2d, add_and_norm, with_body
 from slicescan.layers.vssm import InterVSSM, IntraVSSM
 
@@ -41,8 +42,14 @@ class FeedForwardBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine ``(b, dim, h, w)``."""
-        x, normed = add_and_norm(x, self.ffn1(self.norm1_ffn(x)), self.norm2_ffn)
-        return x + self.ffn2(normed)
+        x, branch = self.unsummed(x)
+        return x + branch
+
+    def unsummed(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Refine ``x``, or the sum of it and a branch, up to the last residual: its input, and its branch."""
+        x, normed = _enter(x, branch, self.norm1_ffn)
+        x, normed = add_and_norm(x, self.ffn1(normed), self.norm2_ffn)
+        return x, self.ffn2(normed)
 
     def branches(self) -> list[Branch]:
         """Norm and layer of every residual, in order: what streaming runs one by one."""
@@ -91,12 +98,52 @@ class ScanBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine ``(b, dim, h, w)``."""
-        x, normed = add_and_norm(x, self.intra(self.norm1_ssm(x)), self.norm1_ffn)
+        x, branch = self.unsummed(x)
+        return x + branch
+
+    def unsummed(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Refine ``x``, or the sum of it and a branch, up to the last residual: its input, and its branch."""
+        x, normed = _enter(x, branch, self.norm1_ssm)
+        x, normed = add_and_norm(x, self.intra(normed), self.norm1_ffn)
         x, normed = add_and_norm(x, self.ffn1(normed), self.norm2_ssm)
         x, normed = add_and_norm(x, self.inter(normed), self.norm2_ffn)
-        return x + self.ffn2(normed)
+        return x, self.ffn2(normed)
 
     def branches(self) -> list[Branch]:
         """Norm and layer of every residual, in order: what streaming runs one by one."""
         scan, feed = (self.norm1_ssm, self.intra), (self.norm1_ffn, self.ffn1)
         return [scan, feed, (self.norm2_ssm, self.inter), (self.norm2_ffn, self.ffn2)]
+
+
+def one_by_one(blocks: nn.Module, x: Tensor) -> Tensor:
+    """What ``blocks(x)`` is; the sum that ends a block is made together with the norm that begins the next.
+
+    Blocks of other classes, and those that a hook looks at, are called.
+
+    Args:
+        blocks: Blocks of any kind.
+        x: ``(b, dim, h, w)``.
+
+    Example:
+        >>> import torch
+        >>> blocks, x = nn.Sequential(FeedForwardBlock(8), ScanBlock(8)), torch.rand(1, 8, 3, 5)
+        >>> torch.equal(one_by_one(blocks, x), blocks(x))
+        True
+    """
+    if not is_plain(blocks, nn.Sequential):
+        return blocks(x)
+    branch = None
+    for block in blocks:
+        if is_plain(block, FeedForwardBlock) or is_plain(block, ScanBlock):
+            x, branch = block.unsummed(x, branch)
+        else:
+            x, branch = block(_sum(x, branch)), None
+    return _sum(x, branch)
+
+
+def _sum(x: Tensor, branch: Tensor | None) -> Tensor:
+    return x if branch is None else x + branch
+
+
+def _enter(x: Tensor, branch: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    return (x, norm(x)) if branch is None else add_and_norm(x, branch, norm)

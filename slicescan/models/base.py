@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slicescan.checkpoint import CheckpointError, load_weights, read_checkpoint, write_checkpoint
+from slicescan.layers.block import one_by_one
 from slicescan.layers.memory_order import ordered_like
 
 
@@ -292,7 +293,7 @@ class Restorer(nn.Module):
     def run_blocks(self, blocks: nn.Module, x: Tensor) -> Tensor:
         """Run a stage; with gradient checkpointing, keep only what passes from block to block."""
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
-            return blocks(x)
+            return one_by_one(blocks, x)
         for block in blocks.children():
             x = checkpoint(block, x, use_reentrant=False)
         return x

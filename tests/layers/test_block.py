@@ -3,6 +3,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slicescan.layers import BiasFreeNorm2d, FeedForwardBlock, InterVSSM, IntraVSSM, ScanBlock
+from slicescan.layers.block import one_by_one
 from tests.layers import restated
 from tests.layers.agreement import assert_restates, noise
 
@@ -47,6 +48,15 @@ def test_weights_are_drawn_in_the_published_order():
     for name, layer in (("intra", IntraVSSM(8)), ("inter", InterVSSM(8))):
         for key, value in layer.state_dict().items():
             assert torch.equal(block.state_dict()[f"{name}.{key}"], value)
+
+
+def test_blocks_in_a_row_join_sums_and_norms_without_changing_a_bit():
+    blocks = restated.perturb(nn.Sequential(FeedForwardBlock(4), FeedForwardBlock(4), ScanBlock(4), nn.Identity()))
+    x, seen = noise(2, 4, 3, 5), []
+    assert torch.equal(one_by_one(blocks, x), blocks(x)) and torch.equal(one_by_one(blocks[:3], x), blocks[:3](x))
+    blocks[1].register_forward_hook(lambda module, given, made: seen.append(made))
+    assert torch.equal(one_by_one(blocks, x), blocks(x)) and torch.equal(seen[0], seen[1])
+    assert one_by_one(nn.Sequential(), x) is x
 
 
 def test_any_module_of_the_width_fits_a_slot():

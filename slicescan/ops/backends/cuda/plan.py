@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -385,7 +386,7 @@ def _even_block(warps: int) -> int:
     """Warps of a block of a kernel whose warps work alone: the processors should have about as many of them each."""
     if warps > _PROCESSORS * 15:  # which have one after the other then
         return 3
-    return min((3, 2, 1), key=lambda block: -(-(-(-warps // block)) // _PROCESSORS) * block)
+    return min((3, 2, 1), key=lambda block: math.ceil(math.ceil(warps / block) / _PROCESSORS) * block)
 
 
 def _block_warps(warps: int, choices: Sequence[int]) -> int:
