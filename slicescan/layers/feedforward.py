@@ -26,8 +26,8 @@ class GatedDconvFFN(nn.Module):
         activation: Applied to the gating half. Restormer has GELU here.
 
     Attributes:
-        recompute: Whether gradients on a GPU compute the inside anew instead of keeping its maps, where the activation
-            is SiLU or GELU. True; set it to False to keep them.
+        recompute: Whether gradients of large maps on a GPU compute the inside anew instead of keeping its maps, where
+            the activation is SiLU or GELU. True; set it to False to keep them.
 
     Shape:
         ``(b, dim, h, w)`` to the same.

@@ -13,6 +13,9 @@ from slicescan.ops.library import is_ordinary, watched
 RECOMPUTING = ("cuda",)
 """Kinds of devices where gradients compute anew what is cheap: they have arithmetic to spare, and little memory."""
 
+KEPT = 10_000_000
+"""Elements below which a map is kept: there is memory for it, and a small kernel hardly outlasts its launch."""
+
 Kind = TypeVar("Kind", bound=nn.Module)
 
 
@@ -41,7 +44,8 @@ def is_pointwise(module: nn.Module) -> bool:
 def recomputes(maps: Sequence[Tensor], pointwise: Sequence[nn.Module], around: nn.Module | None = None) -> bool:
     """Whether the gradients of a layer may compute its inside anew, by ``slicescan.ops.recompute``.
 
-    So it is in training on a GPU, where nobody compiles, transforms or counts, and the parameters stand for the calls.
+    So it is for large maps in training on a GPU, where nobody compiles, transforms or counts, and the parameters stand
+    for the calls.
 
     Args:
         maps: What the layer is given.
@@ -49,6 +53,8 @@ def recomputes(maps: Sequence[Tensor], pointwise: Sequence[nn.Module], around: n
         around: What it calls for a depth-wise convolution.
     """
     kind = maps[0].device.type
+    if maps[0].numel() < KEPT:
+        return False
     if torch.compiler.is_compiling() or kind not in RECOMPUTING or not torch.is_grad_enabled() or watched():
         return False
     if not all([is_pointwise(conv) for conv in pointwise]):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slicescan.layers import hooks
 from slicescan.layers.hooks import hooked
 from slicescan.ops import causal_conv, slice_scan
 from slicescan.ops.library import watched
@@ -63,8 +64,8 @@ class Mamba(nn.Module):
         bias: Whether the first and last projection have a bias.
 
     Attributes:
-        recompute: Whether gradients on a GPU keep nothing but the input and compute the maps inside anew, which takes
-            less memory in training and more arithmetic. True; set it to False to keep the maps.
+        recompute: Whether gradients of large maps on a GPU keep nothing but the input and compute the maps inside anew,
+            which takes less memory in training and more arithmetic. True; set it to False to keep the maps.
 
     Shape:
         ``(b, l, dim)`` to the same.
@@ -164,6 +165,8 @@ class Mamba(nn.Module):
     def _computes_again(self, x: Tensor) -> bool:
         """Whether gradients may compute the inside anew: a GPU records them, and projections are but their weights."""
         if not (self.recompute and x.is_cuda and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+            return False
+        if 4 * x.numel() < hooks.KEPT:  # the maps inside are that much wider
             return False
         return all([_is_bare(p) for p in (self.in_proj, self.x_proj, self.out_proj)]) and self.x_proj.bias is None
 

@@ -78,8 +78,8 @@ class IntraVSSM(_GatedShell, SliceScan2D):
         bias: Whether the convolutions have a bias.
 
     Attributes:
-        recompute: Whether gradients on a GPU compute the maps around the scan anew instead of keeping them. True; set
-            it to False to keep them. The scan has a switch of its own, ``mamba.recompute``.
+        recompute: Whether gradients of large maps on a GPU compute the maps around the scan anew instead of keeping
+            them. True; set it to False to keep them. The scan has a switch of its own, ``mamba.recompute``.
 
     Shape:
         ``(b, dim, h, w)`` to the same.
@@ -121,8 +121,8 @@ class InterVSSM(_GatedShell, InterScan):
         bias: Whether the convolutions have a bias.
 
     Attributes:
-        recompute: Whether gradients on a GPU compute the maps around the scan anew instead of keeping them. True; set
-            it to False to keep them. The scan has a switch of its own, ``mamba.recompute``.
+        recompute: Whether gradients of large maps on a GPU compute the maps around the scan anew instead of keeping
+            them. True; set it to False to keep them. The scan has a switch of its own, ``mamba.recompute``.
 
     Shape:
         ``(b, dim, h, w)`` to the same.

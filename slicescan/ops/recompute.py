@@ -96,11 +96,20 @@ class _FeedForward(torch.autograd.Function):
         x, weight, bias, taps, shift, last, last_bias = ctx.saved_tensors
         with without_autocast(x.device.type):
             wide = F.conv2d(x, weight, bias)
-            gated, pull = _gated(wide, taps, shift, ctx.gate, [any(needs[:3]), *needs[3:5]])
-            grad_gated, *ends = _conv_gradients(grad_y, gated, last, last_bias, [any(needs[:5]), *needs[5:]])
-            del gated
-            grad_wide, *middles = [None] * 3 if grad_gated is None else pull(grad_gated)
-            del pull, wide, grad_gated
+            if _fast(wide) and any(needs[:5]):  # the kernel that takes the gradients finds the gated map on the way
+                gated = torch.empty_like(wide[:, : last.shape[1]], memory_format=torch.channels_last)
+                grad_gated = _conv_gradients(grad_y, gated, last, None, [True, False, False])[0]
+                kernels = dispatch.load("cuda.gate")
+                grad_wide, *middles = kernels.backward(wide, taps, shift, grad_gated, ctx.gate, made=gated)
+                _, *ends = _conv_gradients(grad_y, gated, last, last_bias, [False, *needs[5:]])
+                del gated
+            else:
+                around = partial(_around, gate=ctx.gate)
+                gated, pull = _recorded(around, [wide, taps, shift], [any(needs[:3]), *needs[3:5]])
+                grad_gated, *ends = _conv_gradients(grad_y, gated, last, last_bias, [any(needs[:5]), *needs[5:]])
+                grad_wide, *middles = [None] * 3 if grad_gated is None else pull(grad_gated)
+                del gated, pull
+            del wide, grad_gated
             grads = (*_conv_gradients(grad_wide, x, weight, bias, needs[:3]), *middles, *ends)
         return None, *_wanted(grads, needs)
 
@@ -151,9 +160,15 @@ class _GatedProjection(torch.autograd.Function):
             return _by_autograd(_GatedProjection.plain, ctx.saved_tensors, needs, [grad_y])
         gate, x, weight, bias = ctx.saved_tensors
         with without_autocast(x.device.type):
-            y, pull = _silu_gated(gate, x, needs[:2])
-            grad, *ends = _conv_gradients(grad_y, y.to(weight.dtype), weight, bias, [any(needs[:2]), *needs[2:]])
-            maps = [None] * 2 if grad is None else pull(grad.to(y.dtype))
+            if runs_kernels(x, gate) and x.dtype == weight.dtype and any(needs[:2]):  # as in a feed-forward layer
+                y = torch.empty_like(x, memory_format=torch.channels_last)
+                grad = _conv_gradients(grad_y, y, weight, None, [True, False, False])[0]
+                maps: Sequence[Tensor | None] = dispatch.load("cuda.silu_gate").backward(gate, x, grad, y)
+                _, *ends = _conv_gradients(grad_y, y, weight, bias, [False, *needs[2:]])
+            else:
+                y, pull = _recorded(silu_gate, [gate, x], needs[:2])
+                grad, *ends = _conv_gradients(grad_y, y.to(weight.dtype), weight, bias, [any(needs[:2]), *needs[2:]])
+                maps = [None] * 2 if grad is None else pull(grad.to(y.dtype))
         return _wanted((*maps, *ends), needs)
 
 
@@ -179,13 +194,6 @@ Pull = Callable[[Tensor], Sequence[Tensor | None]]
 """Takes the gradient of a result to those of the arguments."""
 
 
-def _gated(x: Tensor, weight: Tensor, bias: Tensor | None, gate: Gate, needs: Sequence[bool]) -> tuple[Tensor, Pull]:
-    if not _fast(x):
-        return _recorded(partial(_around, gate=gate), [x, weight, bias], needs)
-    kernels = dispatch.load("cuda.gate")
-    return kernels.forward(x, weight, bias, gate), lambda grad: kernels.backward(x, weight, bias, grad, gate)
-
-
 def _from_halves(wide: Tensor, weight: Tensor, bias: Tensor | None, grads: Sequence[Tensor]) -> _Gradients:
     """Gradients of a depth-wise convolution's arguments from those of both halves of its result, joined nowhere."""
     kernels = dispatch.load("cuda.gate")
@@ -197,13 +205,6 @@ def _from_halves(wide: Tensor, weight: Tensor, bias: Tensor | None, grads: Seque
     ):
         sums.append(kernels.backward(x, taps, shift, grad, "", out=out)[1:])
     return grad_wide, *[torch.cat(halves) for halves in zip(*sums, strict=True)]
-
-
-def _silu_gated(gate: Tensor, x: Tensor, needs: Sequence[bool]) -> tuple[Tensor, Pull]:
-    if not runs_kernels(x, gate):
-        return _recorded(silu_gate, [gate, x], needs)
-    kernels = dispatch.load("cuda.silu_gate")
-    return kernels.forward(gate, x), lambda grad: kernels.backward(gate, x, grad)
 
 
 def _recorded(run: Callable[..., Tensor], inputs: Sequence[Any], needs: Sequence[bool]) -> tuple[Tensor, Pull]:

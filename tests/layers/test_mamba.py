@@ -105,7 +105,7 @@ def test_what_gpus_do_otherwise_changes_nothing(axis, monkeypatch):
 
 
 def test_a_projection_that_is_hooked_or_replaced_is_called():
-    u = SimpleNamespace(is_cuda=True)
+    u = SimpleNamespace(is_cuda=True, numel=lambda: 10**7)
 
     def changed(name, change):
         layer = Mamba(8)
@@ -121,7 +121,7 @@ def test_a_projection_that_is_hooked_or_replaced_is_called():
 
 
 def test_maps_are_kept_where_they_are_asked_for_or_nothing_records_gradients():
-    layer, u = Mamba(8), SimpleNamespace(is_cuda=True)
+    layer, u = Mamba(8), SimpleNamespace(is_cuda=True, numel=lambda: 10**7)
     with torch.no_grad():
         assert not layer._computes_again(u)
     layer.recompute = False

@@ -37,6 +37,7 @@ every_layer = pytest.mark.parametrize("kind", LAYERS.values(), ids=list(LAYERS))
 @pytest.fixture(autouse=True)
 def _also_on_a_cpu(monkeypatch):
     monkeypatch.setattr(hooks, "RECOMPUTING", ("cpu",))
+    monkeypatch.setattr(hooks, "KEPT", 0)
 
 
 @pytest.fixture
@@ -360,3 +361,10 @@ def test_a_block_trains_alike(autocast):
         found.append(results(block, x, autocast))
     for anew, kept in zip(*found, strict=True):
         assert relative(anew, kept) < (0.02 if autocast else 1e-5)
+
+
+def test_small_maps_are_kept(monkeypatch):
+    layer, x = GatedDconvFFN(4), torch.rand(1, 4, 3, 5)
+    assert layer._computes_again(x)
+    monkeypatch.setattr(hooks, "KEPT", x.numel() + 1)
+    assert not layer._computes_again(x)

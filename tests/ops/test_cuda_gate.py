@@ -113,6 +113,17 @@ def test_the_gradient_of_the_map_can_go_to_a_part_of_a_wider_one():
     assert torch.equal(wide[:, 4:16], dx) and not wide[:, :4].any() and not wide[:, 16:].any()
 
 
+@pytest.mark.parametrize("dtype", [BFLOAT, FLOAT])
+def test_the_gradients_find_what_the_gate_made_on_the_way(dtype):
+    x, weight, bias, grad_y = draw(c=20, h=7, w=12, bias=True, dtype=dtype)
+    wide = torch.zeros(2, 14, 7, 12, dtype=dtype).contiguous(memory_format=ORDER)
+    found = gate.backward(x, weight, bias, grad_y, "silu", made=wide[:, 4:])
+    torch.testing.assert_close(wide[:, 4:], gate.forward(x, weight, bias, "silu"), rtol=1e-2, atol=1e-4)
+    assert not wide[:, :4].any()
+    for mine, plainly in zip(found, gate.backward(x, weight, bias, grad_y, "silu"), strict=True):
+        assert torch.equal(mine, plainly)
+
+
 @pytest.mark.parametrize("width", [1, 2, 63, 64, 256, 1280])
 @pytest.mark.parametrize("wanted", [0.01, 1, 3, 40])
 def test_pieces_cover_a_row_and_come_out_even(width, wanted):

@@ -1,7 +1,8 @@
 // Depth-wise 3x3 convolution of a map, zeros around it; with GATE the second half of the channels is multiplied by the
 // activated first half: y = act(a) b. A thread has V neighbouring channels of each half and walks along a strip of TALL rows,
 // three columns a turn. Set by the host: KIND of the maps and WKIND of the weights, V, TALL, GATE, ACT (0 none, 1 SiLU, 2 GELU),
-// AHEAD, BIAS, TURN (taps from the last to the first), CHANNELS of a half, XT, YT and GT (elements from pixel to pixel of x, y, g).
+// AHEAD, BIAS, MADE, TURN (taps from the last to the first), CHANNELS of a half, and XT, YT, GT, MT (elements from pixel to pixel
+// of x, y, g and made).
 constexpr int HALVES = GATE ? 2 : 1, HIGH = TALL + 2, TAPS = 9 + BIAS;
 #if WKIND == 2
 typedef float W;
@@ -12,6 +13,7 @@ DI float real(W x) { return WKIND == 1 ? from_float16(x) : low(x); }
 #endif
 struct Args {
   Map x, y, g;  // forward: x, y; gradient: x, y's gradient, that of the convolution's result; spread: y's gradient, x, its own
+  Map made;  // gradient with MADE: what the gate made
   const W *weight, *bias;  // [channel][9]; [channel]
   float* sums;  // [row of blocks][channel][TAPS]: dweight, dbias
   i64 batch, height, width, strip, rows;

@@ -74,17 +74,25 @@ def forward(
         return y
     kernel, places, sizes = _plan("forward", activation, (weight, bias), (x, y), turned)
     jobs = _pieces(kernel, sizes) * (weight.shape[0] // (2 if activation else 1) // dict(kernel.macros)["V"])
-    words = [*places[0], *places[1], *[0] * 5, *_addresses(weight, bias), 0, *sizes, 0]
+    words = [*places[0], *places[1], *[0] * 10, *_addresses(weight, bias), 0, *sizes, 0]
     driver.launch(x.device.index, kernel, -(-jobs // _THREADS), words)
     return y
 
 
 def backward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, grad_y: Tensor, activation: str, *, out: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad_y: Tensor,
+    activation: str,
+    *,
+    out: Tensor | None = None,
+    made: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``x``, ``weight`` and the bias, summed in a fixed order.
 
-    Without a bias its gradient is empty. That of ``x`` goes to ``out`` if it is given.
+    Without a bias its gradient is empty. That of ``x`` goes to ``out`` if it is given, and what a gate made, which is
+    found on the way, to ``made``; both have the channels of a pixel side by side.
     """
     given, channels = weight, weight.shape[0]
     if not grad_y.numel():
@@ -96,13 +104,14 @@ def backward(
         direction, first, second, third = "gradient", x, grad_y, torch.empty_like(x, memory_format=_ORDER)
     else:
         direction, first, second, third = "spread", grad_y, x, _result(x, "") if out is None else out
-    kernel, places, sizes = _plan(direction, activation, (weight, bias), (first, second, third), not activation)
+    images = [first, second, third] if made is None else [first, second, third, made]
+    kernel, places, sizes = _plan(direction, activation, (weight, bias), images, not activation)
     macros = dict(kernel.macros)
     groups, lines = -(-(macros["CHANNELS"] // macros["V"]) // macros["ACROSS"]), _THREADS // macros["ACROSS"]
     rows = max(1, min(_PROCESSORS * macros["MIN_BLOCKS"] // groups, -(-_pieces(kernel, sizes) // lines)))
     taps = 9 + macros["BIAS"]
     sums = torch.empty((rows, channels, taps), dtype=torch.float32, device=x.device)
-    words = [*places[0], *places[1], *places[2], *_addresses(weight, bias), sums.data_ptr(), *sizes, rows]
+    words = [*sum(places, []), *[0] * 5 * (4 - len(places)), *_addresses(weight, bias), sums.data_ptr(), *sizes, rows]
     driver.launch(x.device.index, kernel, rows * groups, words)
     total = sums.sum(0).to(given.dtype)
     if bias is None:
@@ -175,10 +184,11 @@ def _planned(
     together = [copy_bytes(size, channels, 0, p, aligned) for p, (_, aligned) in zip(places, layouts, strict=True)]
     most, tall, blocks, ahead = _SHAPES[direction, gated, size]
     vector = 2 if most == 2 and min(together) >= 2 * size else 1
-    pitches = [*[p[2] for p in places], 0][:3]
+    pitches = [*[p[2] for p in places], 0, 0][:4]
     macros = {"KIND": KINDS[dtype], "WKIND": KINDS[weights], "V": vector, "TALL": tall, "GATE": int(gated),
               "ACT": ACTIVATIONS[activation or "linear"], "BIAS": int(biased), "TURN": int(turned),
-              "CHANNELS": channels, "XT": pitches[0], "YT": pitches[1], "GT": pitches[2], "THREADS": _THREADS,
+              "CHANNELS": channels, "XT": pitches[0], "YT": pitches[1], "GT": pitches[2],
+              "MT": pitches[3], "MADE": int(len(places) == 4), "THREADS": _THREADS,
               "MIN_BLOCKS": blocks, "AHEAD": ahead}  # fmt: skip
     vectors, shared = channels // vector, 0
     if direction != "forward":

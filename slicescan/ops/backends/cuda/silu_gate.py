@@ -24,19 +24,19 @@ def forward(gate: Tensor, x: Tensor) -> Tensor:
     return y
 
 
-def backward(gate: Tensor, x: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of ``gate`` and ``x``."""
+def backward(gate: Tensor, x: Tensor, grad_y: Tensor, made: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Gradients of ``gate`` and ``x``; ``made`` takes what :func:`run` returned, channels side by side."""
     gate, x, grad_y = map(pixels.flat, (gate, x, grad_y))
     dgate, dx = pixels.empty(x, *x.shape), pixels.empty(x, *x.shape)
     if x.numel():
-        _start("silu_gate_backward", x, [gate, x, grad_y, dgate, dx])
+        _start("silu_gate_backward", x, [gate, x, grad_y, dgate, dx, *([] if made is None else [made])])
     return dgate, dx
 
 
 def _start(name: str, x: Tensor, maps: list[Tensor]) -> None:
     b, c, h, w = x.shape
     kernel, places = pixels.plan("silu_gate", name, c, *maps)
-    words = sum(places, []) + [0, 0] * (5 - len(places))
+    words = sum(places, []) + [0, 0] * (6 - len(places))
     pixels.launch(kernel, x, c, [*words, b * h * w, c])
 
 
