@@ -12,6 +12,7 @@ from slicescan.layers.mamba import PIECE, decay_rates, log_decay, step_projectio
 from slicescan.layers.memory_order import as_image, as_map, channels_last, ordered_like
 from slicescan.layers.norm import LayerNorm2d
 from slicescan.ops import slice_scan
+from slicescan.ops.silu_gate import silu_gate
 
 Paths = Literal["cross2d", "unidi", "bidi", "cascade2d"]
 Gate = Literal["silu", "linear", "none"]
@@ -128,7 +129,9 @@ class SS2D(nn.Module):
         y = self._scan(as_map(F.silu(self.conv2d(as_image(self._project(pixels, 0))))))
         y = as_map(self.out_norm(as_image(y)))
         y = F.gelu(y) if self.out_act else y
-        if self.gate != "none":  # made only now: it need not wait for the scans
+        if self.gate == "silu" and y.is_cuda:  # the gate is made only now: it need not wait for the scans
+            y = as_map(silu_gate(as_image(self._project(pixels, 1)), as_image(y)))
+        elif self.gate != "none":
             y = y * (F.silu(self._project(pixels, 1)) if self.gate == "silu" else self._project(pixels, 1))
         return ordered_like(as_image(self.out_proj(y)), x)
 

@@ -48,8 +48,13 @@ class VSSBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine ``(b, dim, h, w)``."""
-        x = x * self.skip_scale[:, None, None] + self.drop_path(self.self_attention(self.ln_1(x)))
-        return x * self.skip_scale2[:, None, None] + self.conv_blk(self.ln_2(x))
+        x = _scaled_sum(x, self.skip_scale, self.drop_path(self.self_attention(self.ln_1(x))))
+        return _scaled_sum(x, self.skip_scale2, self.conv_blk(self.ln_2(x)))
+
+
+def _scaled_sum(x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
+    """``scale x + branch`` in the dtype of the maps; with that of the scale autocast would make float32 of them."""
+    return torch.addcmul(branch, x, scale.to(x.dtype)[:, None, None])
 
 
 class ResidualGroup(nn.Module):
