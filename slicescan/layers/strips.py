@@ -86,7 +86,13 @@ class Strips:
         assert made is not None
         return made
 
-    def overwrite(self, x: Tensor, reach: int, piece: Callable[[Strip, Tensor], Tensor]) -> Tensor:
+    def overwrite(
+        self,
+        x: Tensor,
+        reach: int,
+        piece: Callable[[Strip, Tensor], Tensor],
+        put: Callable[[Tensor, Tensor], Tensor] = Tensor.copy_,
+    ) -> Tensor:
         """Put ``piece(strip, old)`` in the place of every strip of ``x``; ``old`` has ``reach`` rows around it."""
         above = x[:, :, :0]
         for strip in self.each(x.shape[2], reach):
@@ -94,7 +100,7 @@ class Strips:
             if strip.above:  # these rows of x are new already
                 old = torch.cat([above, old], 2)
             above = x[:, :, strip.last - reach : strip.last].clone()
-            x[:, :, strip.first : strip.last] = piece(strip, old)
+            put(x[:, :, strip.first : strip.last], piece(strip, old))
         return x
 
     def run(self, layer: nn.Module, x: Tensor, height: int, *, reach: int) -> Tensor:
@@ -136,7 +142,7 @@ class Strips:
         treat: Treat = partial(_treat_alone, layer)
         if hasattr(layer, "stream"):
             treat = layer.stream((strip, norm(strip.of(x))) for strip in self.each(x.shape[2], reach))
-        self.overwrite(x, reach, lambda strip, old: strip.inner(old) + treat(strip, norm(old)))
+        self.overwrite(x, reach, lambda strip, old: treat(strip, norm(old)), Tensor.add_)
 
 
 def _treat_alone(layer: nn.Module, strip: Strip, x: Tensor) -> Tensor:

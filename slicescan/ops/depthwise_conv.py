@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.ops import dispatch
-from slicescan.ops.library import watched
+from slicescan.ops.library import is_final, watched
 from slicescan.ops.shapes import Axes
 from slicescan.ops.silu_gate import silu_gate
 
@@ -21,7 +21,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gat
 
     ``a, b = halves(conv(x))``, ``y = activation(a) * b``. Zeros lie around the image. On an NVIDIA device, images with
     the channels of a pixel side by side and weights of 3x3 take one kernel, gate included, which keeps no map for the
-    gradients but ``x``.
+    gradients but ``x``. On a CPU they do, in float32 and gated by SiLU, where nothing records gradients.
 
     Args:
         x: ``(b, c, h, w)``.
@@ -57,6 +57,10 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gat
         raise ValueError(f"depthwise_conv: a gate needs an even number of channels, got {tuple(x.shape)}")
     if weight.shape[2] == 3 and dispatch.has_fast_gate(x.device, x.dtype) and ordinary(x):
         return dispatch.fast_gate(x, weight, bias, gate)
+    weights = (weight,) if bias is None else (weight, bias)
+    if gate == "silu" and weight.shape[2] == 3 and is_final(x, *weights):
+        if all([w.dtype == x.dtype for w in weights]) and dispatch.has_cpu_kernels(x):
+            return dispatch.load("cpu.pixels").gated_conv(x, weight, bias)
     y = F.conv2d(x, weight, bias, padding=weight.shape[2] // 2, groups=x.shape[1])
     if gate is None:
         return y

@@ -1,7 +1,8 @@
 """Maps gated by how much they diverge from another: ``kl(n, x) = mean(sigmoid(x) (log sigmoid(x) - log sigmoid(n)))``.
 
 Maps may have other sizes than ``x``, ``(b, c, h, w)``; they are enlarged by nearest neighbour. On an NVIDIA device maps
-with the channels of a pixel side by side take kernels that read them at their own size and keep no map but the three.
+with the channels of a pixel side by side take kernels that read them at their own size and keep no map but the three;
+on a CPU the sums of two maps take one, in float32 and where nothing records gradients.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slicescan.ops import dispatch
-from slicescan.ops.library import runs_kernels, without_autocast
+from slicescan.ops.library import is_final, runs_kernels, without_autocast
 
 
 def gated_by_divergence(x: Tensor, maps: Sequence[Tensor], *, per_image: bool) -> Tensor:
@@ -35,7 +36,10 @@ def gated_by_divergence(x: Tensor, maps: Sequence[Tensor], *, per_image: bool) -
         recorded = torch.is_grad_enabled() and any([t.requires_grad for t in given])
         return _Gated.apply(*given, per_image) if recorded else _by_kernels(x, maps, per_image)[0]
     maps = [nearest(n, x) for n in maps]
-    kl = torch.stack([divergence.mean((1, 2, 3)) for divergence in elementwise_divergences(x, maps)], 1)
+    if _is_final(x, maps):
+        kl = dispatch.load("cpu.pixels").divergences(x, maps) / math.prod(x.shape[1:])
+    else:
+        kl = torch.stack([divergence.mean((1, 2, 3)) for divergence in elementwise_divergences(x, maps)], 1)
     return beside(x, maps, divergence_gates(kl, per_image=per_image))
 
 
@@ -43,6 +47,11 @@ def _by_kernels(x: Tensor, maps: Sequence[Tensor], per_image: bool) -> tuple[Ten
     kernels = dispatch.load("cuda.divergence")
     gates = divergence_gates(kernels.sums(x, maps) / math.prod(x.shape[1:]), per_image=per_image)
     return kernels.mix(x, maps, gates), gates
+
+
+def _is_final(x: Tensor, maps: Sequence[Tensor]) -> bool:
+    """Whether a CPU has the kernel for the sums over maps of one size, of which nobody keeps a record."""
+    return len(maps) == 2 and is_final(x, *maps) and dispatch.has_cpu_kernels(x, *maps)
 
 
 class _Gated(torch.autograd.Function):
@@ -67,8 +76,10 @@ def divergence_sums(x: Tensor, maps: Sequence[Tensor]) -> Tensor:
     """Sums over each image whose means are ``kl(n, x)``: ``(b, len(maps))``, float32 or wider."""
     if not torch.is_grad_enabled() and runs_kernels(x, *maps):
         return dispatch.load("cuda.divergence").sums(x, maps)
-    divergences = elementwise_divergences(x, [nearest(n, x) for n in maps])
-    return torch.stack([divergence.sum((1, 2, 3)) for divergence in divergences], 1)
+    maps = [nearest(n, x) for n in maps]
+    if _is_final(x, maps):
+        return dispatch.load("cpu.pixels").divergences(x, maps)
+    return torch.stack([divergence.sum((1, 2, 3)) for divergence in elementwise_divergences(x, maps)], 1)
 
 
 def divergence_gates(kl: Tensor, *, per_image: bool) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from slicescan.ops import dispatch
 from slicescan.ops.depthwise_conv import ordinary
+from slicescan.ops.library import is_final
 from slicescan.ops.shapes import Axes
 
 
@@ -13,7 +14,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) ->
     """Give the channels of every pixel mean 0 and variance 1, then scale and shift them.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and biased variance over the channels, in float32 or
-    wider. On an NVIDIA device, images with the channels of a pixel side by side take one kernel.
+    wider. Images with the channels of a pixel side by side take one kernel on an NVIDIA device, and on a CPU where
+    nothing records gradients.
 
     Args:
         x: ``(b, c, h, w)``.
@@ -40,7 +42,10 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) ->
         return dispatch.fast_norm(x, None, weight, bias, eps)[1]
     axes = Axes("layer_norm")
     axes.bind("x", x, "bchw")
-    return _composed(axes, x, weight, bias, eps)
+    _bind(axes, weight, bias)
+    if _final(weight, bias, x):
+        return dispatch.load("cpu.pixels").norm(x, None, weight, bias, eps)[1]
+    return _composed(x, weight, bias, eps)
 
 
 def add_layer_norm(
@@ -77,8 +82,22 @@ def add_layer_norm(
     axes = Axes("add_layer_norm")
     axes.bind("x", x, "bchw")
     axes.bind("branch", branch, "bchw")
+    _bind(axes, weight, bias)
+    if _final(weight, bias, x, branch):
+        return dispatch.load("cpu.pixels").norm(x, branch, weight, bias, eps)
     s = x + branch
-    return s, _composed(axes, s, weight, bias, eps)
+    return s, _composed(s, weight, bias, eps)
+
+
+def _bind(axes: Axes, weight: Tensor, bias: Tensor) -> None:
+    axes.bind("weight", weight, "c")
+    axes.bind("bias", bias, "c")
+
+
+def _final(weight: Tensor, bias: Tensor, *images: Tensor) -> bool:
+    """Whether a CPU has the kernel for a call of which nobody keeps a record."""
+    alike = weight.dtype == bias.dtype == images[0].dtype
+    return alike and is_final(*images, weight, bias) and dispatch.has_cpu_kernels(*images)
 
 
 def _fast(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
@@ -108,9 +127,7 @@ def _alike(x: Tensor, branch: Tensor) -> bool:
     )
 
 
-def _composed(axes: Axes, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    axes.bind("weight", weight, "c")
-    axes.bind("bias", bias, "c")
+def _composed(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     if _halved_by_autocast(x):
         with torch.autocast(x.device.type, enabled=False):
             return _normed(x, weight.to(x.dtype), bias.to(x.dtype), eps)

@@ -84,6 +84,18 @@ def runs_kernels(*maps: Tensor) -> bool:
     return alike and first.stride(1) == 1 and dispatch.has_map_kernels(first.device, first.dtype)
 
 
+def is_final(*maps: Tensor) -> bool:
+    """Whether nobody compiles, traces, counts or records, so that a CPU's result need not come from PyTorch.
+
+    Maps have four axes; weights may have others.
+    """
+    if not maps[0].is_cpu or torch.compiler.is_compiling() or torch.jit.is_tracing() or watched():
+        return False
+    recorded = torch.is_grad_enabled() and any([x.requires_grad for x in maps])
+    ordinary = all([type(x) in _ORDINARY and x.is_cpu for x in maps])
+    return ordinary and not recorded and not torch.is_autocast_enabled("cpu")
+
+
 def _for_transforms(backend: str | None) -> str:
     asked = dispatch.requested(backend)
     if asked not in (None, "reference"):

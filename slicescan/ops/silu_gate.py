@@ -1,11 +1,10 @@
 """The gate of a gated layer: one map decides how much of another passes."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.ops import dispatch
-from slicescan.ops.library import runs_kernels, watched
+from slicescan.ops.library import is_final, runs_kernels
 
 
 def silu_gate(gate: Tensor, x: Tensor) -> Tensor:
@@ -19,16 +18,8 @@ def silu_gate(gate: Tensor, x: Tensor) -> Tensor:
     """
     if runs_kernels(x, gate):
         return dispatch.load("cuda.silu_gate").run(gate, x)
-    if _is_final(gate, x):
+    if gate.ndim == x.ndim == 4 and is_final(gate, x):
         maps = [map_.permute(0, 2, 3, 1) for map_ in (gate, x)]
         if dispatch.has_cpu_gate(*maps):
             return dispatch.load("cpu.gate").silu_gate(*maps).permute(0, 3, 1, 2)
     return F.silu(gate) * x
-
-
-def _is_final(*maps: Tensor) -> bool:
-    """Whether nobody compiles, traces, counts or records, so that a CPU's result need not come from PyTorch."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or watched():
-        return False
-    recorded = torch.is_grad_enabled() and any([x.requires_grad for x in maps])
-    return not recorded and all([type(x) is Tensor and x.is_cpu and x.ndim == 4 for x in maps])

@@ -4,14 +4,10 @@ The innermost loops run over channels, side by side in memory, and the compiler 
 all sums is fixed by the code, but for those over the channels of a block, which it fixes when it compiles.
 """
 
-from typing import Any
-
 from numba import njit  # noqa: TID253
 
 from slicescan.ops.backends.cpu.build import arrays_are_apart
-from slicescan.ops.backends.cpu.lanes import EXACT, constants, exp, sigmoid, softplus
-
-_SUMS: dict[str, Any] = {**EXACT, "fastmath": {"contract", "nsz", "reassoc"}}  # sums over channels may go by vectors
+from slicescan.ops.backends.cpu.lanes import EXACT, SUMS, constants, exp, sigmoid, softplus
 
 
 @njit(**EXACT)
@@ -59,7 +55,7 @@ def advance_keeping(h, decay, rates, step, entering, B, C, y, steps):
                 y[t, j] += state * c
 
 
-@njit(**_SUMS)
+@njit(**SUMS)
 def retreat(g, h, decay, rates, step, entering, B, C, dy, d_entering, d_power, d_A, dB, dC, first, last):
     """The recurrence backwards, from step ``last - 1`` to ``first``.
 

@@ -16,6 +16,9 @@ EXACT: dict[str, Any] = {
 """How functions are compiled: a product and a sum may become one operation, division by zero raises nothing, and only
 kernels call them."""
 
+SUMS: dict[str, Any] = {**EXACT, "fastmath": {"contract", "nsz", "reassoc"}}
+"""The same where sums over channels may go by vectors."""
+
 intrinsic: Any = extending.intrinsic
 """Makes a function of an instruction that Python has no words for; callers leave out its ``context``."""
 
