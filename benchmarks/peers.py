@@ -120,9 +120,12 @@ def runs(peer: Peer, arguments: Arguments, axis: str) -> tuple[Callable[[], Any]
     def forward() -> Tensor:
         return peer.scan(prepared, axis)
 
-    seed = torch.ones_like(forward())
+    seeds: list[Tensor] = []  # made by the first run
 
     def both() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(peer.scan(leaves, axis), list(leaves.values()), seed)
+        y = peer.scan(leaves, axis)
+        if not seeds:
+            seeds.append(torch.ones_like(y))
+        return torch.autograd.grad(y, list(leaves.values()), seeds[0])
 
     return forward, both

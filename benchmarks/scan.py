@@ -1,13 +1,15 @@
 """The table of the scan: every backend and peer that runs here, with and without gradients: time, memory, ratios.
 
 ``python benchmarks/scan.py [--device cuda] [--dtype bf16 fp32] [--part table long linear] [--only WORD]
-[--without torch] [--rounds 5] [--once 20] [--json FILE]``
+[--without torch] [--rounds 5] [--once 20] [--gradients 4] [--json FILE]``
 
 Times are medians in ms, as a program that calls the scan sees them; on a GPU also without the host, as replays of CUDA
 graphs, which the ratios to the floors are of. "extra" is what a call holds at its highest beyond its arguments, as a
 share of their bytes. Before a case is timed, the results and all gradients of every way to scan it are compared with
 the first one's. What fails is named and left out, and the exit code is 1. What takes longer than ``--once`` seconds is
-timed by that first run alone, and its memory is not measured. The file is written anew after every case.
+timed by that first run alone, and its memory is not measured. A way whose forward pass takes longer than
+``--gradients`` seconds, or whose gradients would not fit into memory, is measured forwards alone, in three rounds. The
+file is written anew after every case.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, installed or not
 
 from benchmarks.cases import CPU, GPU, KNOWN, LINEAR_CPU, LINEAR_GPU, LONG, Case
-from benchmarks.measure import GIB, captured, floors, machine, memory, times
+from benchmarks.measure import GIB, captured, floors, interleaved, machine, memory, times
 from benchmarks.peers import MAPS, MATERIALISED, OWN_LAYOUT, WITH_LAYOUT, Peer, ours, peers, runs
 from slicescan.ops.call import ScanCall
 from slicescan.ops.dispatch import report
@@ -36,6 +38,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TOLERANCE = {"bf16": 2e-2, "fp16": 3e-3, "fp32": 1e-4}  # of two implementations that should agree, relative RMS
 PARTS = ("table", "long", "linear")
 PASSES = ("forward", "both")
+SLOW_ROUNDS = 3  # of ways that are measured forwards alone, and of what is beside them
 Row = dict[str, Any]
 
 
@@ -75,7 +78,8 @@ def measure(case: Case, kind: str, axis: str, ways: dict[str, Peer], options: ar
     arguments = case.arguments(DTYPES[kind], device)
     found: Row = {"case": case.name, "dtype": kind, "axis": axis, "ways": {}}
     elements, given = arguments["u"].numel(), sum(arguments[name].nbytes for name in MAPS)
-    functions = compared(arguments, kind, axis, ways, found["ways"])
+    functions = compared(arguments, kind, axis, ways, found["ways"], options.gradients)
+    forwards_alone = len(functions["both"]) < len(functions["forward"])
     if device == "cuda":
         torch.cuda.empty_cache()
         found["floor_exponentials"], found["floor_bytes"] = floors(elements, case.n, 4 * arguments["u"].nbytes)
@@ -85,7 +89,11 @@ def measure(case: Case, kind: str, axis: str, ways: dict[str, Peer], options: ar
         slow = [name for name in runs_ if found["ways"][name][f"{label}_once"] > options.once * 1e3]
         once = {name: found["ways"][name][f"{label}_once"] for name in slow}
         often = {name: run for name, run in runs_.items() if name not in slow}
-        for name, ms in (once | times(often, device, rounds=options.rounds)).items():
+        if label == "forward" and forwards_alone and device == "cpu":
+            timed_often = interleaved(often, device, rounds=min(SLOW_ROUNDS, options.rounds))
+        else:
+            timed_often = times(often, device, rounds=options.rounds)
+        for name, ms in (once | timed_often).items():
             extra = None if name in slow else memory(often[name], device) / given
             found["ways"][name] |= {label: ms, f"{label}_ns": ms * 1e6 / elements, f"{label}_extra": extra}
         if device == "cuda":
@@ -107,41 +115,61 @@ def _replays(runs_: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]
 
 
 def compared(
-    arguments: dict[str, Tensor], kind: str, axis: str, ways: dict[str, Peer], found: Row
+    arguments: dict[str, Tensor], kind: str, axis: str, ways: dict[str, Peer], found: Row, gradients_below: float = 4
 ) -> dict[str, dict[str, Callable[[], Any]]]:
-    """What is to be timed of each pass, by way; those that fail or find something else go into ``found`` only."""
+    """What is to be timed of each pass, by way; those that fail or find something else go into ``found`` only.
+
+    Gradients are left out, and ``found`` says why, where the forward pass takes more than ``gradients_below`` seconds.
+    """
     functions: dict[str, dict[str, Callable[[], Any]]] = {label: {} for label in PASSES}
     exact: dict[str, Tensor] = {}
     for name, peer in ways.items():
-        if name == MATERIALISED and (lacking := _lacking(arguments)):
+        if name == MATERIALISED and (lacking := _lacking(arguments, FORWARD)):
             found[name] = {"fails": lacking}
             continue
         try:
             forward, both = runs(peer, arguments, axis)
             y, forward_once = timed(forward)
-            if y.is_cuda:
-                both()  # compiles
-            gradients, both_once = timed(both)
-            results = {"y": y, **dict(zip(arguments, gradients, strict=True))}
-            exact = exact or results
+            if forward_once > gradients_below * 1e3 and name != MATERIALISED:  # perhaps that was the compiler
+                y, forward_once = timed(forward)
+            row: Row = {"forward_once": forward_once}
+            results, measured = {"y": y}, {"forward": forward}
+            long = forward_once > gradients_below * 1e3
+            alone = f"its forward pass takes {forward_once / 1e3:.1f} s" if long else None
+            if name == MATERIALISED and alone is None:
+                alone = _lacking(arguments)
+            if alone is None:
+                if y.is_cuda:
+                    both()  # compiles
+                gradients, row["both_once"] = timed(both)
+                results |= dict(zip(arguments, gradients, strict=True))
+                measured["both"] = both
+            else:
+                row["no_gradients"] = alone
+            exact = results | exact
             error, what = difference(results, exact, peer, axis)
-            found[name] = {"difference": error, "forward_once": forward_once, "both_once": both_once}
+            found[name] = {"difference": error, **row}
             if error <= TOLERANCE[kind]:
-                functions["forward"][name], functions["both"][name] = forward, both
+                for label, run in measured.items():
+                    functions[label][name] = run
             else:
                 found[name]["fails"] = f"{what} is another: relative error {error:.1e}"
         except Exception as error:  # a compiler's, the device's, a peer's: the others are measured all the same
             words = str(error).strip().partition("\n")[0]
             found[name] = {"fails": f"{type(error).__name__}: {words}"}
-        results, y, gradients = {}, None, None  # the next way needs the room
+        results, measured, y, gradients = {}, {}, None, None  # the next way needs the room
     return functions
 
 
-def _lacking(arguments: dict[str, Tensor]) -> str | None:
-    """Why the materialised loop would take more memory than there is, if so: it once took 70 times its arguments."""
+FORWARD, WITH_GRADIENTS = 25, 70
+"""How many times its arguments the materialised loop once took."""
+
+
+def _lacking(arguments: dict[str, Tensor], times_arguments: int = WITH_GRADIENTS) -> str | None:
+    """Why the materialised loop would take more memory than there is, if so."""
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     there = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    needed = 70 * sum(x.nbytes for x in arguments.values())
+    needed = times_arguments * sum(x.nbytes for x in arguments.values())
     return f"needs about {needed / GIB:.0f} GiB, there are {there / GIB:.0f}" if needed > there else None
 
 
@@ -169,15 +197,18 @@ def _relative(x: Tensor, exact: Tensor) -> float:
 
 def add_ratios(found: Row) -> None:
     """Floors, how much faster a way is than each peer, and peers beside what is known of them."""
-    bases = [name for name in (OWN_LAYOUT, WITH_LAYOUT, MATERIALISED) if "both" in found["ways"].get(name, {})]
+    bases = [name for name in (OWN_LAYOUT, WITH_LAYOUT, MATERIALISED) if "forward" in found["ways"].get(name, {})]
     for row in found["ways"].values():
-        if "both" not in row:
+        if "forward" not in row:
             continue
         for floor in ("floor_exponentials", "floor_bytes"):
             if found.get(floor):
                 row[f"times_{floor}"] = row.get("forward_device", row["forward"]) / found[floor]
         others = [base for base in bases if found["ways"][base] is not row]
-        row["faster"] = {base: {p: found["ways"][base][p] / row[p] for p in PASSES} for base in others}
+        row["faster"] = {
+            base: {p: found["ways"][base][p] / row[p] for p in PASSES if p in row and p in found["ways"][base]}
+            for base in others
+        }
         if "both_device" in row:
             keys = {p: f"{p}_device" for p in PASSES}
             row["faster_device"] = {
@@ -202,15 +233,18 @@ def show(found: Row) -> None:
             continue
         line = f"  {name:<26}"
         for label, title in zip(PASSES, ("forward", "with gradients"), strict=True):
+            if label not in row:
+                line += f" {title} not measured: {row['no_gradients']}"
+                continue
             line += f" {title} {row[label]:9.3f} ms"
             if label == "forward" and "times_floor_bytes" in row:
                 line += f", {row['times_floor_exponentials']:.2f} and {row['times_floor_bytes']:.2f} x the floors"
-            gains = [f"{gain[label]:.2f} x {base}" for base, gain in row["faster"].items()]
+            gains = [f"{gain[label]:.2f} x {base}" for base, gain in row["faster"].items() if label in gain]
             line += f" (speed {', '.join(gains)})" if gains else ""
             if f"{label}_device" in row:
                 gains = [f"{gain[label]:.2f} x {base}" for base, gain in row["faster_device"].items()]
                 line += f" [device alone {row[f'{label}_device']:.3f} ms" + (f", {', '.join(gains)}]" if gains else "]")
-        extra = [row[f"{label}_extra"] for label in PASSES]
+        extra = [row.get(f"{label}_extra") for label in PASSES]
         line += "  extra " + ", ".join("not measured" if x is None else f"{x:.2f}" for x in extra)
         if "of_known" in row:
             line += "  of known " + ", ".join(f"{ratio:.2f}" for ratio in row["of_known"].values())
@@ -253,6 +287,9 @@ def options_from(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="backends and peers to leave out")
     parser.add_argument("--rounds", type=int, default=5, help="rounds on a CPU")
     parser.add_argument("--once", type=float, default=20.0, metavar="SECONDS", help="longer runs are not repeated")
+    parser.add_argument(
+        "--gradients", type=float, default=4.0, metavar="SECONDS", help="slower forward passes are measured alone"
+    )
     parser.add_argument("--json", type=Path, help="file for the figures")
     return parser.parse_args(words)
 

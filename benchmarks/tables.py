@@ -8,7 +8,9 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -100,9 +102,23 @@ def scan(whole: bool = False) -> str:
     return "\n".join(rows)
 
 
-def network() -> str:
-    """Networks and layers beside their conventional composition."""
-    result = json.loads((RESULTS / "network_h100.json").read_text(encoding="utf-8"))
+def scan_on_cpu(result: Mapping[str, Any]) -> str:
+    """The scan on a CPU, by every way that ran, beside the recurrence written down with tensors."""
+    rows = [
+        "| map | axis | way | forward | with gradients | faster than the plain recurrence |",
+        "|---|---|---|--:|--:|--:|",
+    ]
+    for row in result["rows"]:
+        for name, way in row["ways"].items():
+            times = [f"{way[label]:,.1f} ms" if label in way else "–" for label in ("forward", "both")]
+            gains = [f"{gain:.1f}" for by in way.get("faster", {}).values() for gain in by.values()]
+            faster = f"{' / '.join(gains)} ×" if gains else "–"
+            rows.append(f"| {' | '.join([row['case'], row['axis'], name, *times, faster])} |")
+    return "\n".join(rows)
+
+
+def network(result: Mapping[str, Any]) -> str:
+    """Networks and layers beside their conventional composition, as stored by ``benchmarks/network.py``."""
     rows = [
         "| what | input | dtype | pass | way | ours | conventional | faster | memory |",
         "|---|---|---|---|---|--:|--:|--:|--:|",

@@ -20,12 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.study.tables import render  # noqa: E402
-from benchmarks.tables import network, scan  # noqa: E402
+from benchmarks.tables import network, scan, scan_on_cpu  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 LAID_OUT = {
+    "scan_cpu": scan_on_cpu,
     "scan_h100": lambda _: scan(whole=True),
-    "network_h100": lambda _: network(),
+    "network_cpu": network,
+    "network_h100": network,
     "study": render,
 }
 """Results that are too deep for a plain table, and what lays them out."""
@@ -48,11 +50,22 @@ KINDS = {
         "causal-conv1d; on this machine it took longer than published figures of such networks (394 ms for dim 144 in "
         "bf16 at 720x1280), so its ratios are kind to ours (`benchmarks/network.py`). `graph` replays a CUDA graph.",
     ),
+    "network_cpu": (
+        "Networks beside their conventional composition on a CPU",
+        "The composition has ordinary modules of PyTorch and the scan of Mamba's reference implementation, written "
+        "with tensors and a loop over steps (`benchmarks/network.py`). Memory is the peak, weights included.",
+    ),
     "scan": (
         "The scan alone",
         "Times in ms (`benchmarks/scan.py`). On a GPU the device alone, as replays of CUDA graphs, and how many times "
         "faster than mamba-ssm it is forwards / with gradients; the last column includes the host, which small maps "
         "wait for. The floor is that of the exponentials.",
+    ),
+    "scan_cpu": (
+        "The scan alone on a CPU",
+        "Medians in ms of runs in turn (`benchmarks/scan.py --device cpu`). The plain recurrence is that of Mamba's "
+        "reference implementation, written with tensors for all steps and a loop over them; where its gradients take "
+        "too long or do not fit into memory, it is measured forwards alone.",
     ),
     "study": ("The ablations of the paper at equal budget", "Trained and measured by `benchmarks/study`."),
     "uniform": (
@@ -60,7 +73,7 @@ KINDS = {
         "The quality check without rotation, so that every pixel is blurred alike (`benchmarks/quality.py --uniform`).",
     ),
 }
-"""Heading and a word on each kind of result, by the first word of the file's name."""
+"""Heading and a word on each kind of result, by the file's name or the first word of it."""
 
 MACHINE = ("device", "cuda", "torch", "triton", "python", "slicescan", "backend", "onnx", "onnxruntime")
 
@@ -92,7 +105,7 @@ def section(stem: str, result: Mapping[str, Any]) -> str:
     if not result.get("device"):
         raise SphinxError(f"benchmarks/results/{stem}.json names no device: add the key 'device' to the file")
     kind, _, rest = stem.partition("_")
-    heading, about = KINDS.get(kind, (kind.capitalize(), ""))
+    heading, about = KINDS.get(stem) or KINDS.get(kind, (kind.capitalize(), ""))
     lines = [f"## {heading}: `{rest}`" if rest else f"## {heading}", "", about, ""]
     versions = ", ".join(f"{key} {result[key]}" for key in MACHINE[1:] if result.get(key))
     lines += [f"**{result['device']}**{f' · {versions}' if versions else ''} · `benchmarks/results/{stem}.json`", ""]

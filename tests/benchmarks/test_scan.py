@@ -129,3 +129,20 @@ def test_the_kernels_of_all_cases_are_compiled_before_the_first_runs(monkeypatch
     scan.compile_ahead((TINY,), ["bf16", "fp32"], "cpu")
     assert len(compiled) >= 2 * 3 and set(compiled) == {90}  # forward, with what is saved, and backward, at least
     assert driver.launch is launch
+
+
+def test_a_slow_way_is_measured_forwards_alone(tmp_path, capsys):
+    _, found = table(tmp_path, "--part", "table", "--gradients", "0")
+    for row in found["rows"]:
+        for way in row["ways"].values():
+            assert way["forward"] > 0 and "both" not in way and way["no_gradients"].startswith("its forward pass takes")
+        assert set(row["ways"]["torch"]["faster"][MATERIALISED]) == {"forward"}
+    assert "with gradients not measured: its forward pass takes" in capsys.readouterr().out
+
+
+def test_the_materialised_loop_runs_forwards_where_its_gradients_would_not_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "_lacking", lambda a, times=scan.WITH_GRADIENTS: "no room" if times > 50 else None)
+    _, found = table(tmp_path, "--part", "table")
+    ways = found["rows"][0]["ways"]
+    assert ways[MATERIALISED]["no_gradients"] == "no room" and ways[MATERIALISED]["forward"] > 0
+    assert set(ways["torch"]["faster"][MATERIALISED]) == {"forward"} and ways["torch"]["both"] > 0
