@@ -23,13 +23,23 @@ def weigh(u, raw, bias, positive, step, entering, steps):
 
 @njit(**EXACT)
 def advance(h, rates, step, entering, B, C, y, steps):
-    """Run the recurrence, the state in place, and read it out."""
+    """Run the recurrence, the state in place, and read it out; four states at a time, which share what they read."""
     arrays_are_apart()
     n, width = rates.shape
     for t in range(steps):
         for j in range(width):
             y[t, j] = 0
-        for i in range(n):
+        for i in range(0, n - 3, 4):
+            b0, b1, b2, b3 = B[t, i], B[t, i + 1], B[t, i + 2], B[t, i + 3]
+            c0, c1, c2, c3 = C[t, i], C[t, i + 1], C[t, i + 2], C[t, i + 3]
+            for j in range(width):
+                state0 = exp(step[t, j] * rates[i, j]) * h[i, j] + entering[t, j] * b0
+                state1 = exp(step[t, j] * rates[i + 1, j]) * h[i + 1, j] + entering[t, j] * b1
+                state2 = exp(step[t, j] * rates[i + 2, j]) * h[i + 2, j] + entering[t, j] * b2
+                state3 = exp(step[t, j] * rates[i + 3, j]) * h[i + 3, j] + entering[t, j] * b3
+                h[i, j], h[i + 1, j], h[i + 2, j], h[i + 3, j] = state0, state1, state2, state3
+                y[t, j] = y[t, j] + state0 * c0 + state1 * c1 + state2 * c2 + state3 * c3
+        for i in range(n // 4 * 4, n):
             b, c = B[t, i], C[t, i]
             for j in range(width):
                 state = exp(step[t, j] * rates[i, j]) * h[i, j] + entering[t, j] * b

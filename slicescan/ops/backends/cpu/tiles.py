@@ -3,6 +3,7 @@
 import numpy as np
 from numba import carray, njit, types  # noqa: TID253
 
+from slicescan.ops.backends.cpu.build import arrays_are_apart
 from slicescan.ops.backends.cpu.lanes import EXACT, intrinsic, narrow, widen
 from slicescan.ops.backends.cpu.plan import (
     ADDRESS,
@@ -73,13 +74,18 @@ def store(tile, place, at, path, steps, count, kind):
 
 
 @njit(**EXACT)
+def _widen_row(to, row):
+    arrays_are_apart()
+    for j in range(row.size):
+        to[j] = widen(row[j])
+
+
+@njit(**EXACT)
 def _read(tile, place, at, path, steps, count, dtype, size):
     stride, start = place[LAST], _locate(place, at, path, steps)
     if stride == size:
         for t in range(steps):
-            row = carray(_pointer(start + path[OFFSET, t], dtype), (count,))
-            for j in range(count):
-                tile[t, j] = widen(row[j])
+            _widen_row(tile[t], carray(_pointer(start + path[OFFSET, t], dtype), (count,)))
     else:  # perhaps the steps are neighbours in memory
         for j in range(count):
             for t in range(steps):
