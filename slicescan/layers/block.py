@@ -42,12 +42,15 @@ class FeedForwardBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine ``(b, dim, h, w)``."""
-        x, branch = self.unsummed(x)
+        x, branch = self.unsummed([x])
         return x + branch
 
-    def unsummed(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Refine ``x``, or the sum of it and a branch, up to the last residual: its input, and its branch."""
-        x, normed = _enter(x, branch, self.norm1_ffn)
+    def unsummed(self, terms: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Refine a map, or the sum of two, up to the last residual: its input, and its branch.
+
+        ``terms`` is emptied, so that no caller keeps them.
+        """
+        x, normed = _enter(terms, self.norm1_ffn)
         x, normed = add_and_norm(x, self.ffn1(normed), self.norm2_ffn)
         return x, self.ffn2(normed)
 
@@ -98,12 +101,15 @@ class ScanBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine ``(b, dim, h, w)``."""
-        x, branch = self.unsummed(x)
+        x, branch = self.unsummed([x])
         return x + branch
 
-    def unsummed(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Refine ``x``, or the sum of it and a branch, up to the last residual: its input, and its branch."""
-        x, normed = _enter(x, branch, self.norm1_ssm)
+    def unsummed(self, terms: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Refine a map, or the sum of two, up to the last residual: its input, and its branch.
+
+        ``terms`` is emptied, so that no caller keeps them.
+        """
+        x, normed = _enter(terms, self.norm1_ssm)
         x, normed = add_and_norm(x, self.intra(normed), self.norm1_ffn)
         x, normed = add_and_norm(x, self.ffn1(normed), self.norm2_ssm)
         x, normed = add_and_norm(x, self.inter(normed), self.norm2_ffn)
@@ -132,18 +138,24 @@ def one_by_one(blocks: nn.Module, x: Tensor) -> Tensor:
     """
     if not is_plain(blocks, nn.Sequential):
         return blocks(x)
-    branch = None
+    terms = [x]
+    del x
     for block in blocks:
         if is_plain(block, FeedForwardBlock) or is_plain(block, ScanBlock):
-            x, branch = block.unsummed(x, branch)
+            terms += block.unsummed(terms)
         else:
-            x, branch = block(_sum(x, branch)), None
-    return _sum(x, branch)
+            terms = [block(_sum(terms))]
+    return _sum(terms)
 
 
-def _sum(x: Tensor, branch: Tensor | None) -> Tensor:
-    return x if branch is None else x + branch
+def _sum(terms: list[Tensor]) -> Tensor:
+    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
 
-def _enter(x: Tensor, branch: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    return (x, norm(x)) if branch is None else add_and_norm(x, branch, norm)
+def _enter(terms: list[Tensor], norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """The sum of one or two terms, and its norm; the terms are let go."""
+    if len(terms) == 1:
+        x = terms.pop()
+        return x, norm(x)
+    branch, x = terms.pop(), terms.pop()
+    return add_and_norm(x, branch, norm)

@@ -13,6 +13,7 @@ def silu_gate(gate: Tensor, x: Tensor) -> Tensor:
     On a CPU, float32 maps with the channels of a pixel side by side take one pass where nothing records gradients.
 
     Example:
+        >>> import torch
         >>> silu_gate(torch.full((1, 1, 1, 1), 50.0), torch.full((1, 1, 1, 1), 3.0)).item()
         150.0
     """

@@ -22,7 +22,7 @@ TINY = dataclasses.replace(
     stream_dims=(4,),
     stream=((16, 8), (24, 8)),
     models=("xyscannet_tiny",),
-    model_shape=(1, 3, 8, 8),
+    model_cases=((False, (1, 3, 8, 8)),),
     blocks=(1, 1, 1),
 )
 OPTIONS = argparse.Namespace(device="cpu", dim=None, dtype=["fp32", "bf16"], way=["eager"], rounds=1)
