@@ -1,6 +1,7 @@
 """Shapes that the benchmarks share."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,14 +128,31 @@ SS2D_CPU = ((16, 1.5, (1, 48, 48)),)
 """Width, expansion and ``(b, h, w)`` of four-path scans: inner widths of 216 and 72, and a small one."""
 
 PUBLISHED = {
-    (model, "bf16", train): {"ms": ms, "gib": gib}
-    for model, train, ms, gib in (
-        ("nafnet_w64", False, 59, 2.6),
-        ("nafnet_w64", True, 144, 4.9),
-        ("restormer", False, 226, 4.7),
-        ("restormer", True, 297, 24.4),
-        ("mambair_unet", False, 858, 12.7),
-        ("mambair_unet", True, 798, 42.6),
+    (what, kind, "forward+backward" if train else "forward", side): {"ms": ms, "gib": gib}
+    for what, kind, train, side, ms, gib in (
+        ("dim 144", "bf16", False, 720, 394, 9.4),
+        ("dim 144", "fp32", False, 720, 513, 13.4),
+        ("dim 144", "bf16", False, 256, 71, None),
+        ("dim 144", "fp32", False, 256, 77, None),
+        ("dim 144", "bf16", True, 256, 469, 35.7),
+        ("dim 144", "fp32", True, 256, 569, 67.0),
+        ("dim 72", "bf16", False, 720, 212, 4.8),
+        ("dim 72", "fp32", False, 720, 251, 6.9),
+        ("dim 72", "bf16", True, 256, 273, 18.1),
+        ("dim 72", "fp32", True, 256, 291, 33.9),
+        ("nafnet_w64", "bf16", False, 736, 59, 2.6),
+        ("nafnet_w64", "bf16", True, 256, 144, 4.9),
+        ("restormer", "bf16", False, 736, 226, 4.7),
+        ("restormer", "bf16", True, 256, 297, 24.4),
+        ("mambair_unet", "bf16", False, 736, 858, 12.7),
+        ("mambair_unet", "bf16", True, 256, 798, 42.6),
     )
 }
-"""Time and memory of the published implementations with PyTorch 2.11 on one H100, on the shapes of ``NETWORK_GPU``."""
+"""Time and memory of the published implementations with PyTorch 2.11 on one H100, by what, dtype, pass and height of
+the input, whose other sizes are those of ``NETWORK_GPU``; with causal-conv1d where they have it."""
+
+
+def published(row: dict[str, Any]) -> dict[str, float | None]:
+    """What is known of the implementation that a row of ``benchmarks/network.py`` stands beside, or nothing."""
+    shape = row.get("shape") or [0, 0, 0, 0]
+    return PUBLISHED.get((row["what"], row["dtype"], row.get("pass", ""), shape[2]), {})

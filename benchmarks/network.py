@@ -25,7 +25,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, installed or not
 
 from benchmarks import conventional
-from benchmarks.cases import NETWORK_CPU, NETWORK_GPU, PUBLISHED, SS2D_CPU, SS2D_GPU, Sizes
+from benchmarks.cases import NETWORK_CPU, NETWORK_GPU, SS2D_CPU, SS2D_GPU, Sizes, published
 from benchmarks.measure import GIB, captured, interleaved, machine, memory
 from benchmarks.peers import compiled_scan, materialised
 from slicescan import create_model
@@ -107,8 +107,8 @@ def check(pair: dict[str, nn.Module], *shape: int, device: str) -> float:
 def judged(ours: nn.Module, x: Tensor, mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[float, str]:
     """The largest error against float64 that is not float32's own, and what has it.
 
-    Where float32 loses more than two compositions may differ by, ours may err twice as much as the other; and the other,
-    which is not ours to judge, ten times what they may differ by.
+    Where float32 loses more than two compositions may differ by, ours may err twice as much as the other; and the
+    other, which is not ours to judge, ten times what they may differ by.
     """
     exact_module = copy.deepcopy(ours).double()
     names = ["result", *[name for name, _ in exact_module.named_parameters()]]
@@ -254,8 +254,7 @@ def model_rows(sizes: Sizes, options: argparse.Namespace) -> Iterator[Row]:
         model = {"ours": create_model(name).to(options.device).eval()}
         for (train, shape), kind in ((case, kind) for case in sizes.model_cases for kind in options.dtype):
             row = compare(model, shape, kind, train, options.device, options.way, options.rounds)
-            published = PUBLISHED.get((name, kind, train)) if options.device == "cuda" else None
-            yield show({"part": "models", "what": name, **row, "published": published})
+            yield show({"part": "models", "what": name, **row})
 
 
 @torch.inference_mode()
@@ -294,7 +293,7 @@ def show(row: Row) -> Row:
     """Print a row, with the ratio of each way to the conventional composition as commonly run, or as published."""
     about = [row["part"], row["what"], "x".join(map(str, row.get("shape", []))), row["dtype"], row.get("pass", "")]
     print("\n" + ", ".join(filter(None, about)) + (f"; beside {row['peer']}" if row.get("peer") else ""), flush=True)
-    base = row["ways"].get("conventional, eager") or row.get("published") or {}
+    base = row["ways"].get("conventional, eager") or (published(row) if torch.cuda.is_available() else {})
     for key, figures in row["ways"].items():
         if "fails" in figures:
             print(f"  {key:<24} {figures['fails']}", flush=True)

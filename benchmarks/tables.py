@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run from a checkout, installed or not
+
+from benchmarks.cases import published  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -118,25 +122,67 @@ def scan_on_cpu(result: Mapping[str, Any]) -> str:
 
 
 def network(result: Mapping[str, Any]) -> str:
-    """Networks and layers beside their conventional composition, as stored by ``benchmarks/network.py``."""
+    """Networks and layers beside their conventional composition and what is published, by ``benchmarks/network.py``."""
     rows = [
-        "| what | input | dtype | pass | way | ours | conventional | faster | memory |",
-        "|---|---|---|---|---|--:|--:|--:|--:|",
+        "| what | input | dtype | pass | way | ours | conventional, same run | faster | published | faster |",
+        "|---|---|---|---|---|--:|--:|--:|--:|--:|",
     ]
     for row in result["rows"]:
-        for way in ("eager", "graph"):
+        known = published(row) if "H100" in result["device"] else {}
+        for way in ("eager", "compile", "graph"):
             ours, theirs = (row["ways"].get(f"{who}, {way}", {}) for who in ("ours", "conventional"))
-            if "ms" not in ours or "ms" not in theirs:
-                continue
-            memory = f"{ours['gib']:.2f} / {theirs['gib']:.2f} GiB" if ours["gib"] and theirs["gib"] else "–"
-            rows.append(
-                f"| {row['what']} | {'×'.join(map(str, row['shape']))} | {row['dtype']} | {row['pass']} | {way} "
-                f"| {ours['ms']:.1f} ms | {theirs['ms']:.1f} ms | {theirs['ms'] / ours['ms']:.2f} × | {memory} |"
-            )
+            if "ms" in ours:
+                about = [row["what"], "×".join(map(str, row["shape"])), row["dtype"], row["pass"], way]
+                cells = [*about, _cost(ours), *_beside(ours, theirs), *_beside(ours, known)]
+                rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-TABLES = {"models": models, "quality": quality, "uniform": uniform, "scan": scan}
+def _cost(way: Mapping[str, float | None]) -> str:
+    memory = f", {way['gib']:.2f} GiB" if way.get("gib") else ""
+    return f"{way['ms']:.1f} ms{memory}"
+
+
+def _beside(ours: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    if not other.get("ms"):
+        return ["–", "–"]
+    return [_cost(other), f"{other['ms'] / ours['ms']:.2f} ×"]
+
+
+def networks() -> str:
+    """Whole networks beside what is published of their implementations on the same kind of card."""
+    rows = [
+        "| network | input | dtype | pass | published | ours | faster | as a CUDA graph | faster |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    result = json.loads((RESULTS / "network_h100.json").read_text(encoding="utf-8"))
+    for row in result["rows"]:
+        if not (known := published(row)):
+            continue
+        cells = [row["what"].replace("dim", "XYScanNet, dim"), "×".join(map(str, row["shape"])), row["dtype"]]
+        cells += [row["pass"], _cost(known)]
+        for way in ("eager", "graph"):
+            ours = row["ways"].get(f"ours, {way}", {})
+            cells += [_cost(ours), _beside(ours, known)[1]] if "ms" in ours else ["–", "–"]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def streamed(result: Mapping[str, Any]) -> str:
+    """Whole and streamed images: time, memory, time a pixel, and the error of bf16 against float32."""
+    rows = ["| network | image | time | memory | a pixel | error |", "|---|---|--:|--:|--:|--:|"]
+    for row in (row for row in result["rows"] if row["part"] == "stream"):
+        for way, found in row["ways"].items():
+            if "ms" in found:
+                error = f"{found['error']:.2e}" if found.get("error") is not None else "–"
+                cells = [f"{found['ms']:.0f} ms", f"{found['gib']:.2f} GiB", f"{found['ns_a_pixel']:.0f} ns", error]
+            else:
+                cells = [found["fails"], "–", "–", "–"]
+            rows.append(f"| {' | '.join([row['what'], way, *cells])} |")
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
+TABLES = {"models": models, "quality": quality, "uniform": uniform, "scan": scan, "networks": networks}
 
 
 def rewrite(text: str) -> str:
