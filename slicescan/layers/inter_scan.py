@@ -58,9 +58,7 @@ class InterScan(HalvesScanner):
         return self._gate_rows(first), self._gate_rows(second.transpose(1, 2)).transpose(1, 2)
 
     def _scan_together(self, first: Tensor, second: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or watched():
-            return super()._scan_together(first, second)
-        if torch.is_grad_enabled() and self.compression is not None:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or watched():
             return super()._scan_together(first, second)
         if self.compression is None:
             rows = self._gates(first[:, :, None])  # b h 1 d

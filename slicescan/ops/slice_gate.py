@@ -10,7 +10,7 @@ from slicescan.ops.library import runs_kernels
 def slice_gate(first: Tensor, second: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """``cat(first * rows, second * columns)`` along the channels, written where it belongs.
 
-    On a GPU one pass over the pixels makes both products, and one their gradients.
+    It is for calls that record no gradients. On a GPU one pass over the pixels makes both products.
 
     Args:
         first: ``(b, h, w, d)``; may be half the channels of a map.
@@ -32,9 +32,7 @@ def slice_gate(first: Tensor, second: Tensor, rows: Tensor, columns: Tensor) -> 
     """
     maps = [x.permute(0, 3, 1, 2) for x in (first, second, rows, columns)]
     if runs_kernels(*maps):
-        return dispatch.load("cuda.slice_gate").run(*maps).permute(0, 2, 3, 1)
-    if torch.is_grad_enabled():
-        return torch.cat([first * rows, second * columns], -1)
+        return dispatch.load("cuda.slice_gate").forward(*maps).permute(0, 2, 3, 1)
     y = first.new_empty((*first.shape[:3], 2 * first.shape[3]))
     for x, gate, half in zip((first, second), (rows, columns), y.chunk(2, -1), strict=True):
         torch.mul(x, gate, out=half)

@@ -112,33 +112,23 @@ def test_the_kernel_compiles_without_a_gpu(architecture, dtype, kernels, monkeyp
     assert image.startswith(b"\x7fELF")
 
 
-@pytest.mark.parametrize("dtype", [BFLOAT, FLOAT])
-def test_gradients_are_those_of_plain_products(dtype, kernels):
-    maps = [x.detach().requires_grad_() for x in draw(dtype)]
-    probe = noise(2, 3, 7, 24, seed=3).to(dtype)
-    plain = torch.autograd.grad(products(*maps), maps, probe)
-    assert not kernels
-    for mine, theirs in zip(torch.autograd.grad(slice_gate.slice_gate(*maps), maps, probe), plain, strict=True):
-        torch.testing.assert_close(mine, theirs)
-    assert len(kernels) == 2
-
-
 def test_dispatch_loads_it():
     assert dispatch.load("cuda.slice_gate") is backend
 
 
 @pytest.mark.parametrize("kind", [InterScan, InterVSSM])
 @pytest.mark.parametrize("dtype", [BFLOAT, FLOAT])
-def test_layers_run_it_and_keep_their_bits(kind, dtype, kernels, monkeypatch):
+def test_layers_run_it_where_nothing_records_and_keep_their_bits(kind, dtype, kernels, monkeypatch):
     layer = perturb(kind(4, state=3)).to(dtype)
     x = noise(2, 4, 3, 5).to(dtype).contiguous(memory_format=torch.channels_last)
     layer(x)  # records gradients
+    assert not kernels
     with torch.no_grad():
         y = layer(x)
-        assert [kernel.name for kernel in kernels] == ["slice_gate_forward"] * 2
+        assert [kernel.name for kernel in kernels] == ["slice_gate_forward"]
         monkeypatch.setattr(slice_gate, "runs_kernels", lambda *_: False)
         assert torch.equal(y, layer(x))
-    assert len(kernels) == 2
+    assert len(kernels) == 1
 
 
 @pytest.mark.parametrize("compression", [0.4, 0.5])
