@@ -9,7 +9,6 @@ from torch import Tensor
 from slicescan.layers.halves import HalvesScanner, ScanStrip
 from slicescan.layers.mamba import Mamba
 from slicescan.ops.library import watched
-from slicescan.ops.slice_gate import slice_gate
 
 
 class InterScan(HalvesScanner):
@@ -60,10 +59,6 @@ class InterScan(HalvesScanner):
     def _scan_together(self, first: Tensor, second: Tensor) -> Tensor:
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or watched():
             return super()._scan_together(first, second)
-        if self.compression is None:
-            rows = self._gates(first[:, :, None])  # b h 1 d
-            columns = self._gates(second.transpose(1, 2)[:, :, None]).transpose(1, 2)  # b 1 w d
-            return slice_gate(first, second, rows, columns)
         y = first.new_empty((*first.shape[:3], self.dim))  # b h w d
         rows, columns = y.chunk(2, -1)
         self._gate_rows(first, rows)
@@ -77,15 +72,12 @@ class InterScan(HalvesScanner):
             parts = (strips, w // strips)
             x = x.unflatten(2, parts)  # b h s p d
             out = out if out is None else out.unflatten(2, parts)
-            return torch.mul(x, self._gates(x)[:, :, :, None], out=out).flatten(2, 3)
+            gate = torch.sigmoid(self.mamba.scan(x.mean(3), axis="h"))
+            return torch.mul(x, gate[:, :, :, None], out=out).flatten(2, 3)
         member = _strips_of(w, strips, x.device)  # s w
         mean = member.to(x.dtype) / member.sum(1, keepdim=True)
         gate = torch.sigmoid(self.mamba.scan(mean @ x, axis="h"))
         return torch.mul(x, member.T.to(gate.dtype) @ gate, out=out)
-
-    def _gates(self, x: Tensor) -> Tensor:
-        """Gates ``(b, h, s, d)`` of the ``s`` strips of every row, ``(b, h, s, p, d)``."""
-        return torch.sigmoid(self.mamba.scan(x.mean(3), axis="h"))
 
     def scan_strips(self, maps: Iterable[Tensor]) -> ScanStrip:
         """Find the gates of all rows and columns in one pass over ``maps``, ``(b, dim, rows, w)``; then gate strips.
