@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slicescan.layers.hooks import is_plain, recomputes
 from slicescan.layers.mamba import PIECE, decay_rates, log_decay, step_projection
 from slicescan.layers.memory_order import as_image, as_map, channels_last, ordered_like
 from slicescan.layers.norm import LayerNorm2d
 from slicescan.ops import slice_scan
+from slicescan.ops.recompute import gated_projection
 from slicescan.ops.silu_gate import silu_gate
 
 Paths = Literal["cross2d", "unidi", "bidi", "cascade2d"]
@@ -57,6 +59,10 @@ class SS2D(nn.Module):
         out_act: Whether a GELU follows the norm.
         init: ``"v0"``, as Mamba; ``"v1"`` and ``"v2"`` draw decay rates and step projections otherwise.
 
+    Attributes:
+        recompute: Whether gradients of large maps on a GPU compute the gated map anew instead of keeping it. True; set
+            it to False to keep it.
+
     Shape:
         ``(b, dim, h, w)`` to the same.
 
@@ -95,6 +101,7 @@ class SS2D(nn.Module):
         ):  # fmt: skip
             if value not in get_args(choices):
                 raise ValueError(f"{name} is one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")
+        self.recompute = True
         self.state, self.inner = state, int(expand * dim)
         self.dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         self.paths, self.gate, self.out_act = paths, gate, out_act
@@ -129,11 +136,18 @@ class SS2D(nn.Module):
         y = self._scan(as_map(F.silu(self.conv2d(as_image(self._project(pixels, 0))))))
         y = as_map(self.out_norm(as_image(y)))
         y = F.gelu(y) if self.out_act else y
+        if self.gate == "silu" and self._computes_again(y):
+            last = self.out_proj.weight[:, :, None, None], self.out_proj.bias
+            return ordered_like(gated_projection(as_image(self._project(pixels, 1)), as_image(y), last), x)
         if self.gate == "silu" and y.is_cuda:  # the gate is made only now: it need not wait for the scans
             y = as_map(silu_gate(as_image(self._project(pixels, 1)), as_image(y)))
         elif self.gate != "none":
             y = y * (F.silu(self._project(pixels, 1)) if self.gate == "silu" else self._project(pixels, 1))
         return ordered_like(as_image(self.out_proj(y)), x)
+
+    def _computes_again(self, y: Tensor) -> bool:
+        """Whether gradients compute the gated map anew, as those of :class:`IntraVSSM` do."""
+        return self.recompute and is_plain(self.out_proj, nn.Linear) and recomputes([y, self.out_proj.weight], [])
 
     def _project(self, pixels: Tensor, half: int) -> Tensor:
         """One half of what ``in_proj`` makes: 0 is scanned, 1 is the gate."""

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from slicescan import profile
-from slicescan.layers import SS2D
+from slicescan.layers import SS2D, cross_scan, hooks
 from slicescan.layers.mamba import log_decay
+from slicescan.ops.recompute import gated_projection
 from tests.fingerprint import fill, picture, summary
 from tests.layers import restated
 from tests.layers.agreement import assert_restates, noise, relative
@@ -150,3 +151,24 @@ def test_with_equal_paths_the_transposed_image_gives_the_transposed_result():
     x = noise(1, 4, 3, 5)
     assert relative(layer(x.transpose(2, 3)).transpose(2, 3), layer(x)) < 1e-12
     assert relative(layer(x.flip(2, 3)), layer(x).flip(2, 3)) > 1e-3  # the convolution is not symmetric
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_gated_map_may_be_made_anew_for_the_gradients(bias, monkeypatch):
+    layer = restated.perturb(SS2D(6, state=3, bias=bias))
+    x = noise(2, 6, 3, 5).requires_grad_()
+
+    def results():
+        y = layer(x)
+        return [y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], noise(2, 6, 3, 5, seed=1))]
+
+    kept = results()
+    monkeypatch.setattr(hooks, "RECOMPUTING", ("cpu",))
+    monkeypatch.setattr(hooks, "KEPT", 0)
+    calls = []
+    monkeypatch.setattr(cross_scan, "gated_projection", lambda *given: calls.append(1) or gated_projection(*given))
+    for mine, theirs in zip(results(), kept, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+    assert calls
+    layer.recompute = False
+    assert all(map(torch.equal, results(), kept)) and len(calls) == 1
