@@ -18,6 +18,9 @@ from benchmarks.study.train import train_all
 from benchmarks.study.variants import ITERATIONS, VARIANTS, WIDE, Budget
 from slicescan.engine.pictures import read_pictures
 
+WAY = {"cuda": "graph", "cpu": "eager"}
+"""How costs are timed on a kind of device."""
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=study.__doc__.splitlines()[0])
@@ -71,7 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
         for variant in options.only:
             found = {"costs": costs(variant, options.device, budget, (h, w))}
             found["costs_dim48"] = costs_beside(variant, options.device, WIDE, (h, w))
-            result = _added(options.json, {"costs_about": machine(options.device)}, {variant: found})
+            result = _added(
+                options.json, {"costs_about": {**machine(options.device), "way": WAY[options.device]}}, {variant: found}
+            )
             print(f"{variant}: costs measured", flush=True)
         print(render(result))
         return 0

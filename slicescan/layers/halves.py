@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from slicescan.layers.hooks import is_pointwise
 from slicescan.layers.memory_order import as_image, as_map, channels_last, ordered_like
 from slicescan.layers.strips import Strip, Treat
-from slicescan.ops.library import watched
+from slicescan.ops.library import looked_at
 
 ScanStrip = Callable[[Strip, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -68,6 +68,6 @@ def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def _in_place(conv: nn.Conv2d, x: Tensor) -> bool:
     if not x.is_cuda or x.stride(1) != 1 or x.is_contiguous(memory_format=torch.channels_last):
         return False
-    if x.dtype.itemsize != 2 or torch.compiler.is_compiling() or watched() or not is_pointwise(conv):
+    if x.dtype.itemsize != 2 or looked_at() or not is_pointwise(conv):
         return False
     return x.dtype == conv.weight.dtype or torch.is_autocast_enabled("cuda")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from slicescan.layers.depthwise import DepthwiseConv2d
-from slicescan.ops.library import is_ordinary, watched
+from slicescan.ops.library import is_ordinary, looked_at
 
 RECOMPUTING = ("cuda",)
 """Kinds of devices where gradients compute anew what is cheap: they have arithmetic to spare, and little memory."""
@@ -55,7 +55,7 @@ def recomputes(maps: Sequence[Tensor], pointwise: Sequence[nn.Module], around: n
     kind = maps[0].device.type
     if maps[0].numel() < KEPT:
         return False
-    if torch.compiler.is_compiling() or kind not in RECOMPUTING or not torch.is_grad_enabled() or watched():
+    if kind not in RECOMPUTING or not torch.is_grad_enabled() or looked_at():
         return False
     if not all([is_pointwise(conv) for conv in pointwise]):
         return False

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from slicescan.layers.halves import HalvesScanner, ScanStrip
 from slicescan.layers.mamba import Mamba
-from slicescan.ops.library import watched
+from slicescan.ops.library import looked_at
 
 
 class InterScan(HalvesScanner):
@@ -57,7 +57,7 @@ class InterScan(HalvesScanner):
         return self._gate_rows(first), self._gate_rows(second.transpose(1, 2)).transpose(1, 2)
 
     def _scan_together(self, first: Tensor, second: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or watched():
+        if torch.is_grad_enabled() or looked_at():
             return super()._scan_together(first, second)
         y = first.new_empty((*first.shape[:3], self.dim))  # b h w d
         rows, columns = y.chunk(2, -1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicescan.layers import hooks
-from slicescan.layers.hooks import hooked
+from slicescan.layers.hooks import is_plain
 from slicescan.ops import causal_conv, slice_scan
 from slicescan.ops.library import watched
 from slicescan.ops.mamba import Weights, can_recompute, decay_rates, mixed_again
@@ -168,7 +168,10 @@ class Mamba(nn.Module):
             return False
         if 4 * x.numel() < hooks.KEPT:  # the maps inside are that much wider
             return False
-        return all([_is_bare(p) for p in (self.in_proj, self.x_proj, self.out_proj)]) and self.x_proj.bias is None
+        return (
+            all([is_plain(p, nn.Linear) for p in (self.in_proj, self.x_proj, self.out_proj)])
+            and self.x_proj.bias is None
+        )
 
     def _weights(self) -> Weights:
         return Weights(
@@ -214,7 +217,7 @@ class Mamba(nn.Module):
 
     def _aligns(self, u: Tensor) -> bool:
         """Whether each of the three begins at a multiple of 8 numbers, which a GPU reads and writes faster."""
-        return u.is_cuda and not watched() and _is_bare(self.x_proj) and self.x_proj.bias is None
+        return u.is_cuda and not watched() and is_plain(self.x_proj, nn.Linear) and self.x_proj.bias is None
 
     def extra_repr(self) -> str:
         """Sizes that the submodules do not show, for ``repr``."""
@@ -223,11 +226,6 @@ class Mamba(nn.Module):
 
 def _joined(pieces: list[Tensor], across: int) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, across)
-
-
-def _is_bare(projection: nn.Module) -> bool:
-    """Whether a call of a projection is a product with its weight and no more."""
-    return type(projection) is nn.Linear and not hooked(projection)
 
 
 def log_decay(channels: int, state: int) -> Tensor:

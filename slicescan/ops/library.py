@@ -72,13 +72,18 @@ def watched() -> bool:
     return bool(torch._C._len_torch_dispatch_stack()) or transformed()
 
 
+def looked_at() -> bool:
+    """Whether something compiles, counts, exports or transforms; where not, only the result of a call matters."""
+    return torch.compiler.is_compiling() or watched()
+
+
 def runs_kernels(*maps: Tensor) -> bool:
     """Whether the ``cuda`` backend's kernels on maps may stand for plain operations, which nobody watches or traces.
 
     Compilation is left the plain operations, which it fuses itself.
     """
     first = maps[0]
-    if not first.is_cuda or torch.compiler.is_compiling() or watched():
+    if not first.is_cuda or looked_at():
         return False
     alike = all([x.dtype == first.dtype and x.device == first.device and type(x) in _ORDINARY for x in maps])
     return alike and first.stride(1) == 1 and dispatch.has_map_kernels(first.device, first.dtype)
@@ -89,7 +94,7 @@ def is_final(*maps: Tensor) -> bool:
 
     Maps have four axes; weights may have others.
     """
-    if not maps[0].is_cpu or torch.compiler.is_compiling() or torch.jit.is_tracing() or watched():
+    if not maps[0].is_cpu or torch.jit.is_tracing() or looked_at():
         return False
     recorded = torch.is_grad_enabled() and any([x.requires_grad for x in maps])
     ordinary = all([type(x) in _ORDINARY and x.is_cpu for x in maps])

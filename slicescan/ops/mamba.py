@@ -14,7 +14,7 @@ from torch import Tensor
 from slicescan.ops import dispatch, low_rank
 from slicescan.ops.call import ScanCall
 from slicescan.ops.causal_conv import causal_conv, conv_silu, conv_silu_gradients
-from slicescan.ops.library import autocast_dtype, is_ordinary, watched, without_autocast
+from slicescan.ops.library import autocast_dtype, is_ordinary, looked_at, without_autocast
 from slicescan.ops.slice_scan import slice_scan
 
 Axis = Literal["h", "w"]
@@ -56,7 +56,7 @@ def mixed(x: Tensor, weights: Weights, axis: Axis) -> Tensor:
 
 def can_recompute(x: Tensor, weights: Weights) -> bool:
     """Whether :func:`mixed_again` may stand for :func:`mixed`: something wants gradients, and nobody watches."""
-    if torch.compiler.is_compiling() or watched() or x.ndim != 4 or not x.numel():
+    if looked_at() or x.ndim != 4 or not x.numel():
         return False
     given = [t for t in (x, *weights) if t is not None]
     wanted = any([t.requires_grad for t in given])
@@ -102,7 +102,7 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or watched():
+        if torch.is_grad_enabled() or looked_at():
             return (None, None, *_by_autograd(ctx, grad))
         with without_autocast(grad.device.type):
             return (None, None, *_gradients(ctx, grad))

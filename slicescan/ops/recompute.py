@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slicescan.ops import dispatch
 from slicescan.ops.depthwise_conv import Gate, depthwise_conv, ordinary
-from slicescan.ops.library import autocast_dtype, runs_kernels, watched, without_autocast
+from slicescan.ops.library import autocast_dtype, looked_at, runs_kernels, without_autocast
 from slicescan.ops.silu_gate import silu_gate
 
 Convolution = tuple[Tensor, Tensor | None]
@@ -253,7 +253,7 @@ def _conv_gradients(
 
 def _seen() -> bool:
     """Whether something differentiates, compiles or counts the gradients."""
-    return torch.is_grad_enabled() or torch.compiler.is_compiling() or watched()
+    return torch.is_grad_enabled() or looked_at()
 
 
 def _wanted(grads: Sequence[Tensor | None], needs: Sequence[bool]) -> _Gradients:
