@@ -1,4 +1,4 @@
-"""Depth-wise 3x3 convolution of an image and the gate behind it, in one pass forwards and two backwards."""
+"""Depth-wise 3x3 convolution of an image and the gate behind it, in one pass forwards, and one or two backwards."""
 
 import functools
 import math
