@@ -221,6 +221,8 @@ class Recipe:
         amp: Precision of the forward pass; weights, loss and gradients stay float32. With ``fp16`` the loss is scaled,
             by a factor that falls with every skipped step and grows slowly.
         cuda_graph: Capture a step once and replay it, on a GPU; of several processes if their shares are equal.
+        recompute: On a GPU, let the gradients of large maps compute anew what is cheap: it saves half of the memory and
+            takes a little time. Layers that have such a switch are set to this.
         deterministic: Choose algorithms whose results do not change from run to run.
         log_every: Steps between lines of the log.
         validate_every: Steps between measurements.
@@ -239,6 +241,7 @@ class Recipe:
     accumulate: int = 1
     amp: Literal["none", "bf16", "fp16"] = "none"
     cuda_graph: bool = False
+    recompute: bool = True
     deterministic: bool = False
     log_every: int = 100
     validate_every: int = 2000

@@ -36,10 +36,15 @@ class Run:
         weights = recipe.model.weights
         start: dict[str, Any] = {"pretrained": True} if weights == "pretrained" else {"checkpoint_path": weights}
         model = create_model(recipe.model.name, **start, **recipe.model.arguments)
+        for module in model.modules():
+            if hasattr(module, "recompute"):
+                module.recompute = recipe.recompute  # type: ignore[assignment]
         self.contrast, self.missing = _contrast(recipe.loss, device)
         self.model = model.to(device).to(memory_format=torch.channels_last).train()
         self.own_network = _Outputs(self.model, recipe.loss.every_output)
-        self.network = self.processes.parallel(self.own_network)
+        self.in_graphs = recipe.cuda_graph and device.type == "cuda" and self._equal_shares()
+        # graphs exchange gradients between them; what exchanges them in a backward pass would break their capture
+        self.network = self.own_network if self.in_graphs else self.processes.parallel(self.own_network)
         self.parameters = list(self.model.parameters())
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         section = recipe.optimizer
@@ -67,6 +72,11 @@ class Run:
         self._settle()
         self.sums = torch.zeros(3, device=device)  # loss, gradient norm, skipped steps since the last report
         self.steps_summed = torch.zeros((), device=device)
+
+    def _equal_shares(self) -> bool:
+        """Whether each process has as many patches as another, in every batch."""
+        data, count = self.recipe.data, self.processes.part[1]
+        return all(batch % count == 0 for batch in [data.batch, *(stage.batch for stage in data.progressive)])
 
     def update(self, blurred: Tensor, sharp: Tensor, weight: float = 1.0) -> None:
         """One step on one batch; a step whose gradient is not finite changes no weight and is counted.
@@ -144,7 +154,7 @@ class Run:
         Before the first step it would add them in another order than later, and a run that goes on would differ in its
         last bits from one that was not stopped.
         """
-        if not self.processes.alone:
+        if not self.processes.alone and not self.in_graphs:
             blank = torch.zeros(1, 3, 16, 16, device=self.device, dtype=self.parameters[0].dtype)
             with warnings.catch_warnings():  # of one by one kernels, whose strides say nothing
                 warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")

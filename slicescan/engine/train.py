@@ -21,6 +21,9 @@ from slicescan.engine.training_log import TrainingLog
 from slicescan.engine.training_state import has_state, read_state, write_state
 from slicescan.engine.weights_files import write_weights
 
+AGREE_EVERY = 10
+"""Steps after which several processes ask each other for the time: it empties the queues of their GPUs."""
+
 
 def train(
     recipe: str | Path | Recipe,
@@ -117,11 +120,9 @@ def _go_on(
 ) -> Path:
     """The steps of a run that are left; returns the file with the averaged weights."""
     recipe, processes = run.recipe, run.processes
-    batches = [recipe.data.batch, *(stage.batch for stage in recipe.data.progressive)]
-    equal = all(batch % processes.part[1] == 0 for batch in batches)
-    captured = recipe.cuda_graph and run.device.type == "cuda" and equal
-    step_once = run.captured() if captured else run.update
-    progress, seconds_before = Progress(run.step, recipe.iterations, on=processes.first), time.monotonic()
+    step_once = run.captured() if run.in_graphs else run.update
+    begun, seconds_before = run.step, time.monotonic()
+    progress = Progress(run.step, recipe.iterations, on=processes.first)
     for what, why in {"the contrastive loss": run.missing, "TensorBoard": log.missing}.items():
         if why:
             log.write({"step": run.step, "off": f"{what}: {why}"})
@@ -138,7 +139,8 @@ def _go_on(
             progress.show(run.step, line["loss"])
         if held_out and run.step % recipe.validate_every == 0:
             _validate(run, held_out, out, log, progress)
-        late = max_seconds is not None and processes.any(time.monotonic() - start > max_seconds)
+        asked = max_seconds is not None and (processes.alone or (run.step - begun) % AGREE_EVERY == 1)
+        late = asked and processes.any(time.monotonic() - start > (max_seconds or 0))
         if run.step % recipe.save_every == 0 or run.step == recipe.iterations or late:
             if processes.first:
                 write_weights(out, run)  # first, so that a finished run always has them
