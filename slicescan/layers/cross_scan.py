@@ -1,7 +1,7 @@
 """SS2D: the four-path scan of VMamba and MambaIR, and the variants of it that VMamba offers."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +13,7 @@ from slicescan.layers.mamba import PIECE, decay_rates, log_decay, step_projectio
 from slicescan.layers.memory_order import as_image, as_map, channels_last, ordered_like
 from slicescan.layers.norm import LayerNorm2d
 from slicescan.ops import slice_scan
+from slicescan.ops.library import watched
 from slicescan.ops.recompute import gated_projection
 from slicescan.ops.silu_gate import silu_gate
 
@@ -162,29 +163,52 @@ class SS2D(nn.Module):
             u = self._sum(F.layer_norm(u, u.shape[-1:]), there_and_back, carry=False)
         return u
 
-    def _sum(self, u: Tensor, chosen: Iterable[int], *, carry: bool) -> Tensor:
+    def _sum(self, u: Tensor, chosen: Sequence[int], *, carry: bool) -> Tensor:
         total, decay = None, decay_rates(self.A_logs)
+        recorded = torch.is_grad_enabled()  # then the parts of all paths are kept, and their gradients joined
+        made = dict(zip(chosen, self._selections(u, chosen), strict=True)) if recorded else {}
         for k in chosen:
             axis, reverse = PATHS[self.paths][k]
             across = 1 if axis == "w" else 2
             bands = _bands(u, across)
             if len(bands) == 1:
-                total = _added(total, self._path(u, k, decay, carry)[0])
+                selection = made.pop(k) if recorded else self._selections(u, [k])[0]
+                total = _added(total, self._path(u, k, decay, carry, selection)[0])
                 continue
             total = torch.zeros_like(u) if total is None else total
             last = None
-            for band in reversed(bands) if reverse else bands:
-                y, last = self._path(u.narrow(across, *band), k, decay, carry, last if carry else None)
-                total.narrow(across, *band).add_(y)
+            for place in reversed(bands) if reverse else bands:
+                band = u.narrow(across, *place)
+                y, last = self._path(band, k, decay, carry, self._selections(band, [k])[0], last if carry else None)
+                total.narrow(across, *place).add_(y)
         assert total is not None
         return total
 
+    def _selections(self, u: Tensor, chosen: Sequence[int]) -> list[tuple[Tensor, ...]]:
+        """``step``, ``B`` and ``C`` of each of some paths, by one product."""
+        weight: Tensor = self.x_proj_weight
+        weight = weight if len(chosen) == len(weight) else torch.stack([weight[k] for k in sorted(chosen)])
+        gap = 0
+        if u.is_cuda and not watched():  # each part begins at a multiple of 8 numbers, which is read and written faster
+            step, mixes = weight.split([self.dt_rank, 2 * self.state], 1)
+            gap = -self.dt_rank % 8
+            weight = torch.cat([step, step.new_zeros(len(step), gap, self.inner), mixes], 1)
+        parts = F.linear(u, weight.flatten(0, 1)).split([self.dt_rank, gap, self.state, self.state] * len(chosen), -1)
+        places = [4 * sorted(chosen).index(k) for k in chosen]
+        return [(parts[at], parts[at + 2], parts[at + 3]) for at in places]
+
     def _path(
-        self, u: Tensor, k: int, decay: Tensor, carry: bool, initial: Tensor | None = None
+        self,
+        u: Tensor,
+        k: int,
+        decay: Tensor,
+        carry: bool,
+        selection: tuple[Tensor, ...],
+        initial: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         axis, reverse = PATHS[self.paths][k]
         channels = slice(k * self.inner, (k + 1) * self.inner)
-        step, B, C = F.linear(u, self.x_proj_weight[k]).split([self.dt_rank, self.state, self.state], -1)
+        step, B, C = selection
         return slice_scan(
             u, step, decay[channels], B, C, self.Ds[channels],
             None, self.dt_projs_bias[k], axis=axis, reverse=reverse, carry=carry, delta_softplus=True,

@@ -28,10 +28,11 @@ class HalvesScanner(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scan ``(b, dim, h, w)``."""
-        return self._around(self._scan_together, x)
+        return ordered_like(self._fused(*self._halves(x)), x)
 
-    def _around(self, scan: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
-        return ordered_like(self.fuse_out(as_image(scan(*self._halves(x)))), x)
+    def _fused(self, first: Tensor, second: Tensor) -> Tensor:
+        """What ``fuse_out`` makes of both halves, ``(b, dim, h, w)``."""
+        return self.fuse_out(as_image(self._scan_together(first, second)))
 
     def _scan_together(self, first: Tensor, second: Tensor) -> Tensor:
         """What ``scan`` makes of both halves, side by side, ``(b, h, w, dim)``."""
@@ -47,7 +48,11 @@ class HalvesScanner(nn.Module):
     def stream(self, pieces: Iterable[tuple[Strip, Tensor]]) -> Treat:
         """Treat strips in order, see :mod:`slicescan.layers.strips`."""
         scan = self.scan_strips(x for _, x in pieces)
-        return lambda strip, x: self._around(lambda *halves: torch.cat(scan(strip, *halves), -1), x)
+
+        def treat(strip: Strip, x: Tensor) -> Tensor:
+            return ordered_like(self.fuse_out(as_image(torch.cat(scan(strip, *self._halves(x)), -1))), x)
+
+        return treat
 
     def scan_strips(self, maps: Iterable[Tensor]) -> ScanStrip:
         """What stands for ``scan`` on strips in order; ``maps`` are all strips of the input, for one pass."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slicescan.layers import hooks
 from slicescan.layers.hooks import is_plain
 from slicescan.ops import causal_conv, slice_scan
-from slicescan.ops.library import watched
+from slicescan.ops.library import looked_at, watched
 from slicescan.ops.mamba import Weights, can_recompute, decay_rates, mixed_again
 
 PIECE, PIECE_CUDA = 2**22, 2**26
@@ -128,6 +128,40 @@ class Mamba(nn.Module):
             y = _joined(pieces, across)
         return y.flip(along) if reverse else y
 
+    def adds(self, x: Tensor) -> bool:
+        """Whether :meth:`add_scan` can stand for :meth:`scan` of a map: its last projection is but a weight."""
+        if looked_at() or not is_plain(self, Mamba) or not is_plain(self.out_proj, nn.Linear):
+            return False
+        return self.out_proj.bias is None and (not torch.is_grad_enabled() or self._computes_again(x))
+
+    def add_scan(self, x: Tensor, weight: Tensor, total: Tensor | None, *, axis: Literal["h", "w"]) -> Tensor:
+        """Add to a map what :meth:`scan` makes with another last projection.
+
+        Args:
+            x: ``(b, h, w, dim)``.
+            weight: ``(channels, inner)``, in place of that of ``out_proj``.
+            total: Contiguous ``(b, h, w, channels)``, changed in place; None for a new map.
+            axis: The axis that the sequences run along.
+
+        Returns:
+            ``(b, h, w, channels)``.
+        """
+        if torch.is_grad_enabled():
+            return mixed_again(x, self._weights()._replace(out_proj=weight), axis, aligned=self._aligns(x), onto=total)
+        along, across = (1, 2) if axis == "h" else (2, 1)
+        slices, kept, at = self._slices_at_once(x, along, across), 0 if total is None else 1, 0
+        for piece in x.split(slices, across):
+            y = self._inner(piece, axis)[0]
+            if total is None:
+                total = y.new_empty(*x.shape[:3], len(weight))
+            laid = weight.to(y.dtype).t().expand(1, -1, -1)
+            part = total.narrow(across, at, piece.shape[across])
+            at += piece.shape[across]
+            part, y = (t.flatten(2 - across, 3 - across) for t in (part, y))  # one matrix for each image, or each row
+            torch.baddbmm(part, y, laid.expand(len(y), -1, -1), beta=kept, out=part)
+        assert total is not None
+        return total
+
     def resume(self, x: Tensor, past: Past | None, *, axis: Literal["h", "w"]) -> tuple[Tensor, Past]:
         """Mix as :meth:`scan` does a part of a map whose sequences began in the parts before it.
 
@@ -158,8 +192,8 @@ class Mamba(nn.Module):
         return max(1, piece // max(1, x.shape[0] * x.shape[along] * self.D.numel()))
 
     def _mixed(self, x: Tensor, axis: Literal["h", "w"]) -> Tensor:
-        if self._computes_again(x) and can_recompute(x, weights := self._weights()):
-            return mixed_again(x, weights, axis, aligned=self._aligns(x))
+        if self._computes_again(x):
+            return mixed_again(x, self._weights(), axis, aligned=self._aligns(x))
         return self._scan(x, axis)[0]
 
     def _computes_again(self, x: Tensor) -> bool:
@@ -168,10 +202,9 @@ class Mamba(nn.Module):
             return False
         if 4 * x.numel() < hooks.KEPT:  # the maps inside are that much wider
             return False
-        return (
-            all([is_plain(p, nn.Linear) for p in (self.in_proj, self.x_proj, self.out_proj)])
-            and self.x_proj.bias is None
-        )
+        if not all([is_plain(p, nn.Linear) for p in (self.in_proj, self.x_proj, self.out_proj)]):
+            return False
+        return self.x_proj.bias is None and can_recompute(x, self._weights())
 
     def _weights(self) -> Weights:
         return Weights(
@@ -181,6 +214,11 @@ class Mamba(nn.Module):
 
     def _scan(self, x: Tensor, axis: Literal["h", "w"], past: Past | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The output, the inputs of the convolution, and the last state."""
+        y, inputs, last = self._inner(x, axis, past)
+        return self.out_proj(y), inputs, last
+
+    def _inner(self, x: Tensor, axis: Literal["h", "w"], past: Past | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What the last projection is given, the inputs of the convolution, and the last state."""
         u, z = self.in_proj(x).chunk(2, -1)
         inputs = torch.cat([past.inputs, u], 1 if axis == "h" else 2) if past else u
         u = causal_conv(inputs, self.conv1d.weight[:, 0], self.conv1d.bias, axis=axis, silu=True)
@@ -203,7 +241,7 @@ class Mamba(nn.Module):
             delta_softplus=True,
             delta_weight=self.dt_proj.weight,
         )
-        return self.out_proj(y), inputs, last
+        return y, inputs, last
 
     def _selection(self, u: Tensor) -> tuple[Tensor, ...]:
         """``step``, ``B`` and ``C`` of every position."""

@@ -63,7 +63,7 @@ def can_recompute(x: Tensor, weights: Weights) -> bool:
     return wanted and all([is_ordinary(t) for t in given]) and dispatch.requested(None) != "reference"
 
 
-def mixed_again(x: Tensor, weights: Weights, axis: Axis, *, aligned: bool) -> Tensor:
+def mixed_again(x: Tensor, weights: Weights, axis: Axis, *, aligned: bool, onto: Tensor | None = None) -> Tensor:
     """The same as :func:`mixed`; only ``x`` is kept for the gradients.
 
     Args:
@@ -71,8 +71,9 @@ def mixed_again(x: Tensor, weights: Weights, axis: Axis, *, aligned: bool) -> Te
         weights: Parameters.
         axis: ``"w"`` mixes each row, ``"h"`` each column.
         aligned: Whether step, B and C of a pixel begin at multiples of 8 numbers; no result depends on it.
+        onto: A contiguous map that the result is added to in place, and that is returned.
     """
-    return _Again.apply(axis, aligned, x, *weights)
+    return _Again.apply(axis, aligned, onto, x, *weights)
 
 
 class _Laid(NamedTuple):
@@ -88,7 +89,9 @@ class _Laid(NamedTuple):
 
 class _Again(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, axis: Axis, aligned: bool, x: Tensor, *parameters: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, axis: Axis, aligned: bool, onto: Tensor | None, x: Tensor, *parameters: Tensor | None
+    ) -> Tensor:
         weights = Weights(*parameters)  # type: ignore[arg-type]
         ctx.axis, ctx.cast = axis, autocast_dtype(x)
         ctx.gap = -weights.dt_proj.shape[1] % 8 if aligned else 0
@@ -98,20 +101,29 @@ class _Again(torch.autograd.Function):
             ctx.backend = dispatch.pick(inner.call)
             y = low_rank.forward(dispatch.load(ctx.backend), inner.call, save=False)[0]
             ctx.save_for_backward(x, *parameters, *laid)
-            return _product(y.flatten(0, 2), laid.out_proj, laid.out_bias).view(x.shape[:3] + (-1,))
+            if onto is None:  # made whole, as a view of it could not be added to
+                made = y.new_empty(*x.shape[:3], len(laid.out_proj))
+                _product(y.flatten(0, 2), laid.out_proj, laid.out_bias, made.view(-1, made.shape[3]))
+                return made
+            ctx.mark_dirty(onto)
+            total = onto.view(-1, onto.shape[3]).addmm_(y.flatten(0, 2), laid.out_proj.t())
+            if laid.out_bias is not None:
+                total += laid.out_bias
+            return onto
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_onto = grad if ctx.needs_input_grad[2] else None
         if torch.is_grad_enabled() or looked_at():
-            return (None, None, *_by_autograd(ctx, grad))
+            return (None, None, grad_onto, *_by_autograd(ctx, grad))
         with without_autocast(grad.device.type):
-            return (None, None, *_gradients(ctx, grad))
+            return (None, None, grad_onto, *_gradients(ctx, grad))
 
 
 def _by_autograd(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     """Gradients that can be differentiated or counted, of the operations that define the block."""
     given = ctx.saved_tensors[: 1 + len(Weights._fields)]
-    needed = ctx.needs_input_grad[2:]
+    needed = ctx.needs_input_grad[3:]
     kind, cast = grad.device.type, ctx.cast
     region = without_autocast(kind) if cast is None else torch.autocast(kind, dtype=cast)
     with torch.enable_grad(), region:
@@ -152,7 +164,7 @@ def _parts(mixes: Tensor, weights: Weights, gap: int) -> tuple[Tensor, Tensor, T
 def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     x, *saved = ctx.saved_tensors
     weights, laid = Weights(*saved[: len(Weights._fields)]), _Laid(*saved[len(Weights._fields) :])
-    needs_x, needs = ctx.needs_input_grad[2], Weights(*ctx.needs_input_grad[3:])
+    needs_x, needs = ctx.needs_input_grad[3], Weights(*ctx.needs_input_grad[4:])
     backend, found = dispatch.load(ctx.backend), dict.fromkeys(Weights._fields)
     pixels, raw, call = _inner(x if ctx.cast is None else x.to(ctx.cast), weights, laid, ctx.axis, ctx.gap)
     y, _, saved = low_rank.forward(backend, call, save=True)
@@ -199,8 +211,10 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     return [grad_x, *_typed(weights, kept, ctx.gap)]
 
 
-def _product(pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.mm(pixels, weight.t()) if bias is None else torch.addmm(bias, pixels, weight.t())
+def _product(pixels: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    if bias is None:
+        return torch.mm(pixels, weight.t(), out=out)
+    return torch.addmm(bias, pixels, weight.t(), out=out)
 
 
 def _lay(weights: Weights, maps: torch.dtype, cast: torch.dtype | None, gap: int) -> _Laid:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slicescan.layers import SliceScan2D
+from slicescan.layers import Mamba, SliceScan2D
 from tests.layers import restated
 from tests.layers.agreement import assert_restates, noise, relative
 
@@ -99,3 +99,60 @@ def test_both_directions_scan_the_same_channels_last_map_and_no_permuted_copy(or
         assert shapes == [(2, 3, 5)] * 5
         for image, row, pixel, channel in strides:
             assert (channel, row, image) == (1, 5 * pixel, 15 * pixel)
+
+
+@pytest.fixture
+def joining(monkeypatch):
+    """The last two projections are one product, as on a GPU in half precision."""
+    monkeypatch.setattr(SliceScan2D, "_joins", lambda self, x: self.fuse_out.bias is None and not self.bidirectional)
+    monkeypatch.setattr(SliceScan2D, "_scan_together", lambda *_: pytest.fail("the scans were projected by themselves"))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("piece", [1, 2**20])
+def test_the_last_two_projections_may_be_one_product(shared, recorded, piece, joining, monkeypatch):
+    monkeypatch.setattr("slicescan.layers.mamba.PIECE", piece)
+    monkeypatch.setattr(Mamba, "_computes_again", lambda self, x: True)
+    layer = SliceScan2D(4, state=3, shared=shared)
+    if recorded:
+        assert_restates(layer, restated.slice_scan, noise(2, 4, 3, 5))
+        return
+    restated.perturb(layer)
+    x = noise(2, 4, 3, 5)
+    with torch.no_grad():
+        assert relative(layer(x), restated.slice_scan(dict(layer.named_parameters()), x)) < 1e-12
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_one_product_in_bfloat16_is_as_near_as_two(recorded, monkeypatch):
+    layer = restated.perturb(SliceScan2D(32))
+    x = noise(2, 32, 9, 13)
+    exact, layer = layer(x).detach(), layer.float()
+    errors = []
+    for joined in (True, False):
+        monkeypatch.setattr(SliceScan2D, "_joins", lambda *_, joined=joined: joined)
+        monkeypatch.setattr(Mamba, "_computes_again", lambda self, x: recorded)
+        with torch.set_grad_enabled(recorded), torch.autocast("cpu", torch.bfloat16):
+            y = layer(x.float())
+        assert y.dtype == torch.bfloat16
+        errors.append(relative(y, exact))
+    assert errors[0] <= 1.1 * errors[1]
+
+
+def test_projections_that_are_hooked_or_kept_apart_are_called(monkeypatch):
+    monkeypatch.setattr(SliceScan2D, "_joins", lambda self, x: True)
+    layer, seen = SliceScan2D(4, state=3), []
+    assert layer.mamba.adds(noise(1, 2, 2, 2)) is False  # gradients are recorded, and the maps are small
+    layer.mamba.out_proj.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        layer(torch.rand(1, 4, 2, 3))
+    assert seen == [1, 1]
+
+
+@pytest.mark.parametrize("options", [{"bias": True}, {"bidirectional": True}])
+def test_only_plain_projections_in_half_precision_on_a_gpu_are_joined(options):
+    assert not SliceScan2D(4)._joins(torch.rand(1, 2, 2, 2))
+    half = torch.empty(1, 2, 2, 2, dtype=torch.bfloat16)
+    monkey = type("OnGPU", (), {"is_cuda": True, "dtype": half.dtype})()
+    assert SliceScan2D(4)._joins(monkey) and not SliceScan2D(4, **options)._joins(monkey)

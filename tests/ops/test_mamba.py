@@ -151,6 +151,23 @@ def test_gradients_have_gradients_where_the_scan_has(monkeypatch):
         assert relative(found, value) < 1e-10
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_result_may_be_added_to_a_map(bias):
+    x, weights = draw(bias=bias)
+    start = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=DOUBLE).requires_grad_()
+    leaves = [start, x, *[t for t in weights if t is not None]]
+    first, second = [], []
+    for run in (mixed, mixed_again):
+        before = start * 2
+        same = {} if run is mixed else {"aligned": True, "onto": before}
+        y = before + run(x, weights, "h") if run is mixed else run(x, weights, "h", **same)
+        assert run is mixed or y is before
+        first.append([y, *torch.autograd.grad(y.square().sum(), leaves, retain_graph=True)])
+        second.append(torch.autograd.grad(y.square().sum(), leaves, create_graph=True))
+    for found, value in zip([*first[1], *second[1]], [*first[0], *second[0]], strict=True):
+        assert relative(found, value) < 1e-12
+
+
 def test_a_graph_of_the_gradients_changes_none():
     x, weights = draw()
     y = mixed_again(x, weights, "w", aligned=True)
