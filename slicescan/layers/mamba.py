@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slicescan.layers import hooks
 from slicescan.layers.hooks import is_plain
 from slicescan.ops import causal_conv, slice_scan
-from slicescan.ops.library import looked_at, watched
+from slicescan.ops.library import autocast_dtype, looked_at, watched
 from slicescan.ops.mamba import Weights, can_recompute, decay_rates, mixed_again
 
 PIECE, PIECE_CUDA = 2**22, 2**26
@@ -148,19 +148,25 @@ class Mamba(nn.Module):
         """
         if torch.is_grad_enabled():
             return mixed_again(x, self._weights()._replace(out_proj=weight), axis, aligned=self._aligns(x), onto=total)
+        out = x.new_empty(*x.shape[:3], len(weight), dtype=autocast_dtype(x)) if total is None else total
+        self.scan_to(x, weight, out, axis=axis, add=total is not None)
+        return out
+
+    def scan_to(self, x: Tensor, weight: Tensor, out: Tensor, *, axis: Literal["h", "w"], add: bool = False) -> None:
+        """As :meth:`add_scan`, where no gradients are wanted: write to a map, or add to it.
+
+        Args:
+            x: ``(b, h, w, dim)``.
+            weight: ``(channels, inner)``.
+            out: ``(b, h, w, channels)``, may be some channels of a contiguous map.
+            axis: The axis that the sequences run along.
+            add: Whether the map holds something already.
+        """
         along, across = (1, 2) if axis == "h" else (2, 1)
-        slices, kept, at = self._slices_at_once(x, along, across), 0 if total is None else 1, 0
-        for piece in x.split(slices, across):
-            y = self._inner(piece, axis)[0]
-            if total is None:
-                total = y.new_empty(*x.shape[:3], len(weight))
-            laid = weight.to(y.dtype).t().expand(1, -1, -1)
-            part = total.narrow(across, at, piece.shape[across])
-            at += piece.shape[across]
-            part, y = (t.flatten(2 - across, 3 - across) for t in (part, y))  # one matrix for each image, or each row
-            torch.baddbmm(part, y, laid.expand(len(y), -1, -1), beta=kept, out=part)
-        assert total is not None
-        return total
+        slices, laid = self._slices_at_once(x, along, across), weight.to(out.dtype).t()
+        for piece, part in zip(x.split(slices, across), out.split(slices, across), strict=True):
+            matrices, y = (t.flatten(2 - across, 3 - across) for t in (part, self._inner(piece, axis)[0]))
+            torch.baddbmm(matrices, y, laid.expand(len(y), -1, -1), beta=int(add), out=matrices)
 
     def resume(self, x: Tensor, past: Past | None, *, axis: Literal["h", "w"]) -> tuple[Tensor, Past]:
         """Mix as :meth:`scan` does a part of a map whose sequences began in the parts before it.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from slicescan.layers.halves import HalvesScanner, ScanStrip
@@ -9,7 +10,7 @@ from slicescan.layers.hooks import is_pointwise
 from slicescan.layers.mamba import Mamba, Past
 from slicescan.layers.memory_order import as_image
 from slicescan.layers.strips import Strip
-from slicescan.ops.library import without_autocast
+from slicescan.ops.library import autocast_dtype, without_autocast
 
 
 class SliceScan2D(HalvesScanner):
@@ -55,21 +56,36 @@ class SliceScan2D(HalvesScanner):
                 self.mamba_back = Mamba(dim // 2, state=state)
                 self.mamba_columns_back = Mamba(dim // 2, state=state)
 
+    def _forward_mambas(self) -> tuple[Mamba, Mamba]:
+        """That of the rows, and that of the columns."""
+        return self.mamba, self.mamba if self.shared else self.mamba_columns
+
     def scan(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Scan the rows of ``first`` and the columns of ``second``, ``(b, h, w, dim / 2)`` each."""
-        rows = columns = rows_back = columns_back = self.mamba
-        if not self.shared:
-            columns = self.mamba_columns
-            if self.bidirectional:
-                rows_back, columns_back = self.mamba_back, self.mamba_columns_back
+        rows, columns = self._forward_mambas()
         first_out, second_out = rows.scan(first, axis="w"), columns.scan(second, axis="h")
         if self.bidirectional:
+            rows_back, columns_back = (rows, rows) if self.shared else (self.mamba_back, self.mamba_columns_back)
             first_out = first_out + rows_back.scan(first, axis="w", reverse=True)
             second_out = second_out + columns_back.scan(second, axis="h", reverse=True)
         return first_out, second_out
 
+    def _scan_together(self, first: Tensor, second: Tensor) -> Tensor:
+        rows, columns = self._forward_mambas()
+        if self.bidirectional or torch.is_grad_enabled() or not self._writes(first, rows, columns):
+            return super()._scan_together(first, second)
+        y = first.new_empty(*first.shape[:3], self.dim, dtype=autocast_dtype(first))  # b h w d
+        halves = y.chunk(2, -1)
+        rows.scan_to(first, rows.out_proj.weight, halves[0], axis="w")
+        columns.scan_to(second, columns.out_proj.weight, halves[1], axis="h")
+        return y
+
+    def _writes(self, x: Tensor, *mambas: Mamba) -> bool:
+        """Whether each half of the channels can be written where it belongs, as a GPU's products can."""
+        return x.is_cuda and all([mamba.adds(x) for mamba in mambas])
+
     def _fused(self, first: Tensor, second: Tensor) -> Tensor:
-        rows, columns = self.mamba, self.mamba if self.shared else self.mamba_columns
+        rows, columns = self._forward_mambas()
         if not (self._joins(first) and rows.adds(first) and columns.adds(second)):
             return super()._fused(first, second)
         with without_autocast(first.device.type):
@@ -93,7 +109,7 @@ class SliceScan2D(HalvesScanner):
         """Scan strips in order: the columns of one go on where those of the last ended."""
         if self.bidirectional:
             raise ValueError("a bidirectional SliceScan2D cannot be streamed: its columns are scanned from both ends")
-        rows, columns = self.mamba, self.mamba if self.shared else self.mamba_columns
+        rows, columns = self._forward_mambas()
         past: Past | None = None
 
         def scan(_: Strip, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -124,6 +124,19 @@ def test_the_last_two_projections_may_be_one_product(shared, recorded, piece, jo
         assert relative(layer(x), restated.slice_scan(dict(layer.named_parameters()), x)) < 1e-12
 
 
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("piece", [1, 2**20])
+def test_both_halves_may_be_written_where_they_belong(shared, piece, monkeypatch):
+    monkeypatch.setattr("slicescan.layers.mamba.PIECE", piece)
+    monkeypatch.setattr(SliceScan2D, "_writes", lambda *_: True)
+    monkeypatch.setattr(SliceScan2D, "scan", lambda *_: pytest.fail("the halves were made by themselves"))
+    layer = restated.perturb(SliceScan2D(4, state=3, shared=shared, bias=True))
+    x = noise(2, 4, 3, 5)
+    layer.fuse_out.bias.data.zero_(), layer.conv_input.bias.data.zero_()
+    with torch.no_grad():
+        assert relative(layer(x), restated.slice_scan(dict(layer.named_parameters()), x)) < 1e-12
+
+
 @pytest.mark.parametrize("recorded", [True, False])
 def test_one_product_in_bfloat16_is_as_near_as_two(recorded, monkeypatch):
     layer = restated.perturb(SliceScan2D(32))
