@@ -66,6 +66,7 @@ GPU = (
     Piece("compiled", "network.py --dtype bf16 --part network --dim 144 --way eager compile --json {json}", 180),
     Piece("widths", "network.py --dtype bf16 --part network --dim 72 24 --way eager graph --json {json}", 120),
     Piece("blocks", "network.py --dtype bf16 --part block ss2d --json {json}", 120),
+    Piece("profile", "profile_network.py --beside mambair_unet --json {json}", 120, 40),
 )
 CPU = (
     Piece("scan", "scan.py --device cpu --part table linear --only 64x64 --rounds 1 --json {json}", 120),

@@ -182,6 +182,42 @@ def streamed(result: Mapping[str, Any]) -> str:
     return "\n".join(rows) if len(rows) > 2 else ""
 
 
+def profile(result: Mapping[str, Any], least: float = 0.02) -> str:
+    """Where the device's time goes, by ``benchmarks/profile_network.py``; what is below ``least`` is the rest."""
+    largest: dict[str, float] = {}
+    for kind, cost in (item for row in result["rows"] for item in row["kinds"].items()):
+        largest[kind] = max(largest.get(kind, 0.0), cost["share"])
+    kinds = sorted((kind for kind, share in largest.items() if share >= least), key=lambda kind: -largest[kind])
+    head = ["what", "input", "dtype", "pass", "a step", "its kernels", "launches", *kinds, "the rest"]
+    rows = [f"| {' | '.join(head)} |", f"|---|---|---|---|{'--:|' * (len(head) - 4)}"]
+    for row in result["rows"]:
+        cells = [*_case(row), f"{row['eager_ms']:.1f} ms", f"{row['device_ms']:.1f} ms", f"{row['launches']:,}"]
+        for kind in kinds:
+            cost = row["kinds"].get(kind)
+            cells.append(f"{cost['ms']:.1f} ms, {cost['share']:.0%}" if cost else "–")
+        rest = sum(cost["ms"] for kind, cost in row["kinds"].items() if kind not in kinds)
+        rows.append(f"| {' | '.join([*cells, f'{rest:.1f} ms'])} |")
+    return "\n".join(rows)
+
+
+def longest(result: Mapping[str, Any], count: int = 4) -> str:
+    """The kernels that take longest in each row of a profile."""
+    rows = [
+        "| what | input | dtype | pass | kernel | kind | time | share | launches |",
+        "|---|---|---|---|---|---|--:|--:|--:|",
+    ]
+    for row in result["rows"]:
+        for kernel in row["longest"][:count]:
+            name = kernel["name"] if len(kernel["name"]) <= 48 else f"{kernel['name'][:47]}…"
+            cells = [*_case(row), f"`{name}`", kernel["kind"], f"{kernel['ms']:.2f} ms", f"{kernel['share']:.0%}"]
+            rows.append(f"| {' | '.join([*cells, str(kernel['launches'])])} |")
+    return "\n".join(rows)
+
+
+def _case(row: Mapping[str, Any]) -> list[str]:
+    return [row["what"], "×".join(map(str, row["shape"])), row["dtype"], row["pass"]]
+
+
 TABLES = {"models": models, "quality": quality, "uniform": uniform, "scan": scan, "networks": networks}
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.study.tables import render  # noqa: E402
-from benchmarks.tables import network, scan, scan_on_cpu, streamed  # noqa: E402
+from benchmarks.tables import longest, network, profile, scan, scan_on_cpu, streamed  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 LAID_OUT = {
@@ -28,6 +28,7 @@ LAID_OUT = {
     "scan_h100": lambda _: scan(whole=True),
     "network_cpu": network,
     "network_h100": lambda result: "\n\n".join([network(result), streamed(result)]),
+    "profile_h100": lambda result: "\n\n".join([profile(result), longest(result)]),
     "study": render,
 }
 """Results that are too deep for a plain table, and what lays them out."""
@@ -56,6 +57,12 @@ KINDS = {
         "Networks beside their conventional composition on a CPU",
         "The composition has ordinary modules of PyTorch and the scan of Mamba's reference implementation, written "
         "with tensors and a loop over steps (`benchmarks/network.py`). Memory is the peak, weights included.",
+    ),
+    "profile": (
+        "Where the time of the networks goes",
+        "One step of each, eagerly, under PyTorch's profiler (`benchmarks/profile_network.py`). A step is timed "
+        "without the profiler; where it is longer than its kernels together, the device waits for the host, which a "
+        "CUDA graph spares. Below, the kernels that take longest.",
     ),
     "scan": (
         "The scan alone",
