@@ -7,6 +7,7 @@
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,27 @@ def uniform() -> str:
         rows.append(f"| the blurred crop itself | {mean['psnr_in']:.2f} dB | – | – | – | {lpips} | – |")
         rows.append(_quality_row(f"`{result['model']}`", result))
         rows += [_quality_row(name, one) for name, one in result.get("beside", {}).items()]
+    return "\n".join(rows)
+
+
+def training() -> str:
+    """The runs that the shipped weights and what stands beside them come from, by ``benchmarks/training_log.py``."""
+    rows = [
+        "| recipe | began with | steps | time | a step | loss, first and last thousand steps | gain along the way |",
+        "|---|---|--:|--:|--:|--:|---|",
+    ]
+    for file in sorted(RESULTS.glob("training_*.json")):
+        for run in json.loads(file.read_text(encoding="utf-8"))["runs"]:
+            points = run["points"]
+            step = statistics.median(point["seconds_per_step"] for point in points) * 1e3
+            ends = [
+                [point["loss"] for point in points if point["step"] <= 1000],
+                [point["loss"] for point in points if point["step"] > run["steps"] - 1000],
+            ]
+            gains = ", ".join(f"{one['gain_db']:+.2f} dB ({one['step']:,})" for one in run["measured"])
+            cells = [f"`{run['run']}`", run["start"], f"{run['steps']:,}", f"{run['seconds']:.0f} s", f"{step:.1f} ms"]
+            cells += [" → ".join(f"{statistics.mean(losses):.4f}" for losses in ends), gains or "–"]
+            rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -218,7 +240,14 @@ def _case(row: Mapping[str, Any]) -> list[str]:
     return [row["what"], "×".join(map(str, row["shape"])), row["dtype"], row["pass"]]
 
 
-TABLES = {"models": models, "quality": quality, "uniform": uniform, "scan": scan, "networks": networks}
+TABLES = {
+    "models": models,
+    "quality": quality,
+    "uniform": uniform,
+    "training": training,
+    "scan": scan,
+    "networks": networks,
+}
 
 
 def rewrite(text: str) -> str:

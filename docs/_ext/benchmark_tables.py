@@ -20,9 +20,16 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.study.tables import render  # noqa: E402
-from benchmarks.tables import longest, network, profile, scan, scan_on_cpu, streamed  # noqa: E402
+from benchmarks.tables import longest, network, profile, scan, scan_on_cpu, streamed, training  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
+CURVES = """
+```{eval-rst}
+.. plot:: pictures/training.py draw
+   :alt: Loss and gain of two training runs over their minutes
+```
+"""
+
 LAID_OUT = {
     "scan_cpu": scan_on_cpu,
     "scan_h100": lambda _: scan(whole=True),
@@ -30,13 +37,15 @@ LAID_OUT = {
     "network_h100": lambda result: "\n\n".join([network(result), streamed(result)]),
     "profile_h100": lambda result: "\n\n".join([profile(result), longest(result)]),
     "study": render,
+    "training_xyscannet_tiny": lambda _: training() + "\n" + CURVES,
 }
 """Results that are too deep for a plain table, and what lays them out."""
 
 KINDS = {
     "loading": (
         "Loading pictures",
-        "How soon a run over many small pictures begins, and what loading costs a step (`benchmarks/loading.py`).",
+        "How soon a run over many small pictures begins, and what loading costs a step (`benchmarks/loading.py`). "
+        "`cached` and `loaded` are medians of a step in ms, without and with loading; `ratio` is that of the means.",
     ),
     "onnx": ("ONNX beside PyTorch", "With the compiled scan (`benchmarks/onnx_speed.py`)."),
     "quality": (
@@ -77,6 +86,13 @@ KINDS = {
         "too long or do not fit into memory, it is measured forwards alone.",
     ),
     "study": ("The ablations of the paper at equal budget", "Trained and measured by `benchmarks/study`."),
+    "training": (
+        "Training of weights",
+        "The runs behind the quality of weights, from their logs (`benchmarks/training_log.py`): the same photographs, "
+        "blur, loss and batches for the same time. The shipped `xyscannet_tiny` had an earlier run on top, NAFNet "
+        "began with random weights; compare the two with that in mind. Gains are those of the quality check, in "
+        "brackets after how many steps.",
+    ),
     "uniform": (
         "Beside deconvolution that knows the kernel",
         "The quality check without rotation, so that every pixel is blurred alike (`benchmarks/quality.py --uniform`).",

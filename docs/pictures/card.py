@@ -12,7 +12,8 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6
 WIDTH = 5.0
 """Inches; text of 10 points stays readable when a phone shrinks the card to 360 pixels."""
 
-PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
+ROOT = Path(__file__).parents[2]
+PHOTOS, RESULTS = ROOT / "examples" / "photos", ROOT / "benchmarks" / "results"
 
 STYLE = {
     "figure.facecolor": "white", "savefig.facecolor": "white", "axes.titlesize": 10, "axes.labelsize": 9,
