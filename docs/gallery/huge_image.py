@@ -41,7 +41,7 @@ axes[0].imshow(restored["stream"])
 axes[0].set(title="restored as a stream")
 for axis, mode in zip(axes[1:], ("stream", "tile"), strict=True):
     steps = np.abs(restored[mode].astype(int) - restored["whole"].astype(int)).max(2)
-    drawn = axis.imshow(steps, cmap="inferno", vmin=0, vmax=8)
+    drawn = axis.imshow(steps, cmap="inferno", vmin=0, vmax=32)
     axis.set(title=f"{mode} against whole: at most {steps.max()} of 255")
 bar = figure.colorbar(drawn, ax=axes[1:], label="steps of 255")
 for axis in axes:

@@ -20,7 +20,7 @@ def draw():
     axes[0, 0].set_title("restored whole")
     for (panel,), (name, result) in zip(axes[1:], made.items(), strict=True):
         difference = (result - whole).abs().amax((0, 1))
-        drawn = panel.imshow(difference.clamp(min=1e-8).numpy(), cmap="cividis", norm=LogNorm(1e-8, 0.1))
+        drawn = panel.imshow(difference.clamp(min=1e-8).numpy(), cmap="cividis", norm=LogNorm(1e-8, 1))
         panel.set_title(f"{name}: differs by {difference.max():.1g} at most")
     for (panel,) in axes:
         panel.set(xlabel="column", ylabel="row")
