@@ -148,7 +148,11 @@ class SS2D(nn.Module):
 
     def _computes_again(self, y: Tensor) -> bool:
         """Whether gradients compute the gated map anew, as those of :class:`IntraVSSM` do."""
-        return self.recompute and is_plain(self.out_proj, nn.Linear) and recomputes([y, self.out_proj.weight], [])
+        return (
+            self.recompute
+            and is_plain(self.out_proj, nn.Linear)
+            and recomputes([as_image(y), self.out_proj.weight], [])
+        )
 
     def _project(self, pixels: Tensor, half: int) -> Tensor:
         """One half of what ``in_proj`` makes: 0 is scanned, 1 is the gate."""

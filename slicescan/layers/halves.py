@@ -28,7 +28,12 @@ class HalvesScanner(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scan ``(b, dim, h, w)``."""
-        return ordered_like(self._fused(*self._halves(x)), x)
+        return ordered_like(self._mixed(x), x)
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        halves = self._halves(x)
+        del x  # the halves are other maps
+        return self._fused(*halves)
 
     def _fused(self, first: Tensor, second: Tensor) -> Tensor:
         """What ``fuse_out`` makes of both halves, ``(b, dim, h, w)``."""

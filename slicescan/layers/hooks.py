@@ -13,8 +13,8 @@ from slicescan.ops.library import is_ordinary, looked_at
 RECOMPUTING = ("cuda",)
 """Kinds of devices where gradients compute anew what is cheap: they have arithmetic to spare, and little memory."""
 
-KEPT = 10_000_000
-"""Elements below which a map is kept: there is memory for it, and a small kernel hardly outlasts its launch."""
+KEPT = 40_000
+"""Pixels of a batch below which maps are kept: those of deep levels hold little, and their kernels are short."""
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -48,12 +48,12 @@ def recomputes(maps: Sequence[Tensor], pointwise: Sequence[nn.Module], around: n
     for the calls.
 
     Args:
-        maps: What the layer is given.
+        maps: What the layer is given, first an image ``(b, c, h, w)``.
         pointwise: What the layer calls for 1x1 convolutions.
         around: What it calls for a depth-wise convolution.
     """
     kind = maps[0].device.type
-    if maps[0].numel() < KEPT:
+    if maps[0].numel() < KEPT * maps[0].shape[1]:
         return False
     if kind not in RECOMPUTING or not torch.is_grad_enabled() or looked_at():
         return False

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from slicescan.layers import hooks
 from slicescan.layers.hooks import is_plain
-from slicescan.ops import causal_conv, slice_scan
-from slicescan.ops.library import autocast_dtype, looked_at, watched
-from slicescan.ops.mamba import Weights, can_recompute, decay_rates, mixed_again
+from slicescan.ops import causal_conv, dispatch, slice_scan
+from slicescan.ops.library import looked_at, watched
+from slicescan.ops.mamba import Weights, can_recompute, decay_rates, mixed_again, scan_to
 
 PIECE, PIECE_CUDA = 2**22, 2**26
 """Elements of an inner map that a device works on at once without gradients; more take memory and save no time."""
@@ -128,14 +128,21 @@ class Mamba(nn.Module):
             y = _joined(pieces, across)
         return y.flip(along) if reverse else y
 
-    def adds(self, x: Tensor) -> bool:
-        """Whether :meth:`add_scan` can stand for :meth:`scan` of a map: its last projection is but a weight."""
-        if looked_at() or not is_plain(self, Mamba) or not is_plain(self.out_proj, nn.Linear):
+    def projects_apart(self, x: Tensor) -> bool:
+        """Whether others may project what the scan of a map makes: the last projection is but its weight.
+
+        They call :meth:`add_scan` where gradients are recorded, :meth:`scan_to` where not.
+        """
+        if looked_at() or not is_plain(self, Mamba) or dispatch.requested(None) == "reference":
             return False
-        return self.out_proj.bias is None and (not torch.is_grad_enabled() or self._computes_again(x))
+        if not all([is_plain(p, nn.Linear) for p in (self.in_proj, self.x_proj, self.out_proj)]):
+            return False
+        if self.x_proj.bias is not None or self.out_proj.bias is not None:
+            return False
+        return not torch.is_grad_enabled() or self._computes_again(x)
 
     def add_scan(self, x: Tensor, weight: Tensor, total: Tensor | None, *, axis: Literal["h", "w"]) -> Tensor:
-        """Add to a map what :meth:`scan` makes with another last projection.
+        """Add to a map what :meth:`scan` makes with another last projection, recorded for gradients.
 
         Args:
             x: ``(b, h, w, dim)``.
@@ -146,27 +153,27 @@ class Mamba(nn.Module):
         Returns:
             ``(b, h, w, channels)``.
         """
-        if torch.is_grad_enabled():
-            return mixed_again(x, self._weights()._replace(out_proj=weight), axis, aligned=self._aligns(x), onto=total)
-        out = x.new_empty(*x.shape[:3], len(weight), dtype=autocast_dtype(x)) if total is None else total
-        self.scan_to(x, weight, out, axis=axis, add=total is not None)
-        return out
+        weights = self._weights()._replace(out_proj=weight)
+        return mixed_again(x, weights, axis, aligned=self._aligns(x), onto=total)
 
-    def scan_to(self, x: Tensor, weight: Tensor, out: Tensor, *, axis: Literal["h", "w"], add: bool = False) -> None:
-        """As :meth:`add_scan`, where no gradients are wanted: write to a map, or add to it.
+    def scan_to(self, x: Tensor, out: Tensor, *, axis: Literal["h", "w"], project: bool = False) -> None:
+        """Write what :meth:`scan` makes to a map, such as some channels of a wider one; nothing is recorded.
 
         Args:
             x: ``(b, h, w, dim)``.
-            weight: ``(channels, inner)``.
-            out: ``(b, h, w, channels)``, may be some channels of a contiguous map.
+            out: ``(b, h, w, inner)``, or ``(b, h, w, dim)`` with the last projection, in the dtype of the maps.
             axis: The axis that the sequences run along.
-            add: Whether the map holds something already.
+            project: Whether the last projection is applied.
         """
         along, across = (1, 2) if axis == "h" else (2, 1)
-        slices, laid = self._slices_at_once(x, along, across), weight.to(out.dtype).t()
-        for piece, part in zip(x.split(slices, across), out.split(slices, across), strict=True):
-            matrices, y = (t.flatten(2 - across, 3 - across) for t in (part, self._inner(piece, axis)[0]))
-            torch.baddbmm(matrices, y, laid.expand(len(y), -1, -1), beta=int(add), out=matrices)
+        slices = self._slices_at_once(x, along, across)
+        if not project:
+            scan_to(x, self._weights(), axis, out, aligned=self._aligns(x), slices=slices)
+            return
+        last = self.out_proj.weight.to(out.dtype).t()
+        for piece, place in zip(x.split(slices, across), out.split(slices, across), strict=True):
+            place, y = (t.flatten(2 - across, 3 - across) for t in (place, self._inner(piece, axis)[0]))
+            torch.bmm(y, last.expand(len(y), -1, -1), out=place)  # a product for each image, or each row
 
     def resume(self, x: Tensor, past: Past | None, *, axis: Literal["h", "w"]) -> tuple[Tensor, Past]:
         """Mix as :meth:`scan` does a part of a map whose sequences began in the parts before it.
@@ -206,7 +213,7 @@ class Mamba(nn.Module):
         """Whether gradients may compute the inside anew: a GPU records them, and projections are but their weights."""
         if not (self.recompute and x.is_cuda and torch.is_grad_enabled()) or torch.compiler.is_compiling():
             return False
-        if 4 * x.numel() < hooks.KEPT:  # the maps inside are that much wider
+        if x.numel() < hooks.KEPT * x.shape[-1]:
             return False
         if not all([is_plain(p, nn.Linear) for p in (self.in_proj, self.x_proj, self.out_proj)]):
             return False

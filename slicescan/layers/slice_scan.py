@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.layers.halves import HalvesScanner, ScanStrip
@@ -71,31 +72,40 @@ class SliceScan2D(HalvesScanner):
         return first_out, second_out
 
     def _scan_together(self, first: Tensor, second: Tensor) -> Tensor:
-        rows, columns = self._forward_mambas()
-        if self.bidirectional or torch.is_grad_enabled() or not self._writes(first, rows, columns):
+        mambas = self._forward_mambas()
+        if self.bidirectional or torch.is_grad_enabled() or not self._writes(first, *mambas):
             return super()._scan_together(first, second)
-        y = first.new_empty(*first.shape[:3], self.dim, dtype=autocast_dtype(first))  # b h w d
-        halves = y.chunk(2, -1)
-        rows.scan_to(first, rows.out_proj.weight, halves[0], axis="w")
-        columns.scan_to(second, columns.out_proj.weight, halves[1], axis="h")
-        return y
+        return self._beside(mambas, first, second, self.dim, project=True)
 
     def _writes(self, x: Tensor, *mambas: Mamba) -> bool:
         """Whether each half of the channels can be written where it belongs, as a GPU's products can."""
-        return x.is_cuda and all([mamba.adds(x) for mamba in mambas])
+        return x.is_cuda and all([mamba.projects_apart(x) for mamba in mambas])
+
+    def _beside(
+        self, mambas: tuple[Mamba, Mamba], first: Tensor, second: Tensor, channels: int, *, project: bool
+    ) -> Tensor:
+        """What both scans make, side by side, ``(b, h, w, channels)``; nothing is recorded."""
+        y = first.new_empty(*first.shape[:3], channels, dtype=autocast_dtype(first))
+        left, right = y.chunk(2, -1)
+        mambas[0].scan_to(first, left, axis="w", project=project)
+        mambas[1].scan_to(second, right, axis="h", project=project)
+        return y
 
     def _fused(self, first: Tensor, second: Tensor) -> Tensor:
-        rows, columns = self._forward_mambas()
-        if not (self._joins(first) and rows.adds(first) and columns.adds(second)):
+        rows, columns = mambas = self._forward_mambas()
+        if not (self._joins(first) and rows.projects_apart(first) and columns.projects_apart(second)):
             return super()._fused(first, second)
         with without_autocast(first.device.type):
             fuse = self.fuse_out.weight.view(self.dim, 2, -1)
             if rows is columns:
-                last = (fuse.flatten(0, 1) @ rows.out_proj.weight).unflatten(0, (-1, 2)).unbind(1)
+                last = (fuse.flatten(0, 1) @ rows.out_proj.weight).unflatten(0, (-1, 2))  # dim, 2, inner
             else:
-                last = (fuse[:, 0] @ rows.out_proj.weight, fuse[:, 1] @ columns.out_proj.weight)
-        total = rows.add_scan(first, last[0], None, axis="w")
-        return as_image(columns.add_scan(second, last[1], total, axis="h"))
+                last = torch.stack([fuse[:, 0] @ rows.out_proj.weight, fuse[:, 1] @ columns.out_proj.weight], 1)
+        if not torch.is_grad_enabled():
+            last = last.flatten(1)
+            return as_image(F.linear(self._beside(mambas, first, second, last.shape[1], project=False), last))
+        total = rows.add_scan(first, last[:, 0], None, axis="w")
+        return as_image(columns.add_scan(second, last[:, 1], total, axis="h"))
 
     def _joins(self, x: Tensor) -> bool:
         """Whether the last projection of a scan and ``fuse_out`` may be one product, which spares three maps.

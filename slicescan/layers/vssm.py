@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from slicescan.layers.depthwise import DepthwiseConv2d
 from slicescan.layers.halves import HalvesScanner
-from slicescan.layers.hooks import recomputes
+from slicescan.layers.hooks import is_plain, recomputes
 from slicescan.layers.inter_scan import InterScan
 from slicescan.layers.memory_order import channels_last, ordered_like
 from slicescan.layers.slice_scan import SliceScan2D
 from slicescan.layers.strips import Strip, Treat
 from slicescan.ops import depthwise_conv
+from slicescan.ops.depthwise_conv import conv_halves
 from slicescan.ops.recompute import gated_projection, widened
 from slicescan.ops.silu_gate import silu_gate
 
@@ -33,14 +34,18 @@ class _GatedShell(HalvesScanner):
         self.proj_out = nn.Conv2d(inner, dim, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        f, gate = self._widen(x)
-        return ordered_like(self._narrow(gate, super().forward(f)), x)
+        halves = self._widen(x)
+        scanned = self._mixed(halves.pop(0))  # nobody else has it, so that it may be freed inside
+        return ordered_like(self._narrow(halves.pop(), scanned), x)
 
-    def _widen(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _widen(self, x: Tensor) -> list[Tensor]:
+        """What is scanned, and its gate."""
         x = channels_last(x)
         if self.recompute and recomputes([x], [self.proj_in], self.dwconv):
-            return widened(x, *[(conv.weight, conv.bias) for conv in (self.proj_in, self.dwconv)])
-        return self.dwconv(self.proj_in(x)).chunk(2, 1)
+            return list(widened(x, *[(conv.weight, conv.bias) for conv in (self.proj_in, self.dwconv)]))
+        if is_plain(self.dwconv, DepthwiseConv2d):
+            return conv_halves(self.proj_in(x), self.dwconv.weight, self.dwconv.bias)
+        return list(self.dwconv(self.proj_in(x)).chunk(2, 1))
 
     def _narrow(self, gate: Tensor, scanned: Tensor) -> Tensor:
         if self.recompute and recomputes([gate, scanned], [self.proj_out]):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.ops import dispatch
-from slicescan.ops.library import is_final, watched
+from slicescan.ops.library import is_final, looked_at, watched
 from slicescan.ops.shapes import Axes
 from slicescan.ops.silu_gate import silu_gate
 
@@ -66,6 +66,19 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gat
         return y
     a, b = y.chunk(2, 1)
     return silu_gate(a, b) if gate == "silu" else ACTIVATIONS[gate](a) * b
+
+
+def conv_halves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
+    """The two halves of the channels that :func:`depthwise_conv` makes without a gate.
+
+    On a GPU that records no gradients each is a map of its own, so that either may be freed before the other.
+    """
+    apart = not torch.is_grad_enabled() and not looked_at() and weight.shape[2] == 3 and ordinary(x)
+    if not apart or not dispatch.has_fast_gate(x.device, x.dtype):
+        return list(depthwise_conv(x, weight, bias).chunk(2, 1))
+    kernels, shifts = dispatch.load("cuda.gate"), (None, None) if bias is None else bias.chunk(2)
+    parts = zip(x.chunk(2, 1), weight.chunk(2), shifts, strict=True)
+    return [kernels.forward(half, taps, shift, "") for half, taps, shift in parts]
 
 
 def ordinary(x: Tensor) -> bool:

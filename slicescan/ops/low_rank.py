@@ -23,9 +23,15 @@ def project(call: ScanCall) -> ScanCall:
     return dataclasses.replace(call, delta=steps, delta_weight=None)
 
 
-def forward(backend: Any, call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a call on a backend: ``(y, last_state, saved)``."""
-    return backend.forward(call if _fused(backend, call, "forward") else project(call), save=save)
+def forward(backend: Any, call: ScanCall, *, save: bool, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a call on a backend: ``(y, last_state, saved)``; ``y`` is ``out``, if that is given."""
+    call = call if _fused(backend, call, "forward") else project(call)
+    if out is None:
+        return backend.forward(call, save=save)
+    if hasattr(backend, "forward_into"):
+        return backend.forward_into(call, out, save=save)
+    y, last, saved = backend.forward(call, save=save)
+    return out.copy_(y), last, saved
 
 
 def saved_spec(backend: Any, call: ScanCall) -> tuple[tuple[int, ...], torch.dtype]:

@@ -76,6 +76,26 @@ def mixed_again(x: Tensor, weights: Weights, axis: Axis, *, aligned: bool, onto:
     return _Again.apply(axis, aligned, onto, x, *weights)
 
 
+def scan_to(x: Tensor, weights: Weights, axis: Axis, out: Tensor, *, aligned: bool, slices: int) -> None:
+    """Write what the last projection of :func:`mixed` is given to a map; nothing is recorded for gradients.
+
+    Args:
+        x: ``(b, h, w, dim)``, any strides.
+        weights: Parameters; those of the last projection do not matter.
+        axis: ``"w"`` mixes each row, ``"h"`` each column.
+        out: ``(b, h, w, d)``, any strides, in the dtype that the maps of ``x`` have.
+        aligned: As in :func:`mixed_again`.
+        slices: Rows or columns that are mixed at once.
+    """
+    cast, across = autocast_dtype(x), 2 if axis == "h" else 1
+    gap = -weights.dt_proj.shape[1] % 8 if aligned else 0
+    with without_autocast(x.device.type):
+        laid = _lay(weights, cast or x.dtype, cast, gap)
+        for piece, place in zip(x.split(slices, across), out.split(slices, across), strict=True):
+            call = _inner(piece if cast is None else piece.to(cast), weights, laid, axis, gap).call
+            low_rank.forward(dispatch.load(dispatch.pick(call)), call, save=False, out=place)
+
+
 class _Laid(NamedTuple):
     """Parameters as products and the scan take them."""
 

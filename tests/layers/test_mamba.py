@@ -105,7 +105,7 @@ def test_what_gpus_do_otherwise_changes_nothing(axis, monkeypatch):
 
 
 def test_a_projection_that_is_hooked_or_replaced_is_called(monkeypatch):
-    u = SimpleNamespace(is_cuda=True, numel=lambda: 10**7)
+    u = SimpleNamespace(is_cuda=True, shape=(1, 8), numel=lambda: 10**7)
     monkeypatch.setattr("slicescan.layers.mamba.can_recompute", lambda *_: True)
 
     def changed(name, change):
@@ -122,7 +122,7 @@ def test_a_projection_that_is_hooked_or_replaced_is_called(monkeypatch):
 
 
 def test_maps_are_kept_where_they_are_asked_for_or_nothing_records_gradients():
-    layer, u = Mamba(8), SimpleNamespace(is_cuda=True, numel=lambda: 10**7)
+    layer, u = Mamba(8), SimpleNamespace(is_cuda=True, shape=(1, 8), numel=lambda: 10**7)
     with torch.no_grad():
         assert not layer._computes_again(u)
     layer.recompute = False

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slicescan.layers import GatedDconvFFN, InterVSSM, IntraVSSM, ScanBlock, hooks
 from slicescan.ops import dispatch, recompute, silu_gate
 from slicescan.ops.backends.cuda import driver
+from slicescan.ops.depthwise_conv import conv_halves
 from tests.layers.agreement import noise, relative
 from tests.layers.restated import perturb
 from tests.ops import cuda_emulator
@@ -260,6 +261,23 @@ def test_kernels_give_the_same(kind, dim, dtype, bias, kernels):
         assert relative(value, truth) <= 1.5 * relative(plain, truth) + torch.finfo(dtype).eps, name
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_without_gradients_both_halves_are_maps_of_their_own(bias, kernels):
+    x, weight = (
+        noise(2, 6, 4, 5).float().contiguous(memory_format=torch.channels_last),
+        noise(6, 1, 3, 3, seed=1).float(),
+    )
+    shift = noise(6, seed=2).float() if bias else None
+    expected = torch.nn.functional.conv2d(
+        x.double(), weight.double(), None if shift is None else shift.double(), padding=1, groups=6
+    )
+    with torch.no_grad():
+        first, second = conv_halves(x, weight, shift)
+    assert kernels == ["gate_forward"] * 2
+    assert first.untyped_storage().data_ptr() != second.untyped_storage().data_ptr()
+    assert relative(torch.cat([first, second], 1), expected) < 1e-6
+
+
 def test_kernels_read_each_half_of_the_gradient_where_it_lies(kernels):
     x, weight = noise(2, 3, 4, 5).contiguous(memory_format=torch.channels_last), noise(8, 3, 1, 1, seed=1)
     taps, shift = noise(8, 1, 3, 3, seed=2), noise(8, seed=3)
@@ -365,6 +383,7 @@ def test_a_block_trains_alike(autocast):
 
 def test_small_maps_are_kept(monkeypatch):
     layer, x = GatedDconvFFN(4), torch.rand(1, 4, 3, 5)
+    monkeypatch.setattr(hooks, "KEPT", 15)
     assert layer._computes_again(x)
-    monkeypatch.setattr(hooks, "KEPT", x.numel() + 1)
+    monkeypatch.setattr(hooks, "KEPT", 16)
     assert not layer._computes_again(x)

@@ -156,7 +156,7 @@ def test_one_product_in_bfloat16_is_as_near_as_two(recorded, monkeypatch):
 def test_projections_that_are_hooked_or_kept_apart_are_called(monkeypatch):
     monkeypatch.setattr(SliceScan2D, "_joins", lambda self, x: True)
     layer, seen = SliceScan2D(4, state=3), []
-    assert layer.mamba.adds(noise(1, 2, 2, 2)) is False  # gradients are recorded, and the maps are small
+    assert layer.mamba.projects_apart(noise(1, 2, 2, 2)) is False  # gradients are recorded, and the maps are small
     layer.mamba.out_proj.register_forward_hook(lambda *_: seen.append(1))
     with torch.no_grad():
         layer(torch.rand(1, 4, 2, 3))

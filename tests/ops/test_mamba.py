@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slicescan.ops import dispatch
 from slicescan.ops.backends import cuda
 from slicescan.ops.backends.cuda import conv, driver, plan
-from slicescan.ops.mamba import Weights, can_recompute, mixed, mixed_again
+from slicescan.ops.mamba import Weights, can_recompute, mixed, mixed_again, scan_to
 from tests.layers.agreement import relative
 from tests.ops import cuda_emulator
 
@@ -252,3 +252,21 @@ def test_kernels_write_gradients_where_they_are_wanted(name, fused, monkeypatch)
         judge(x, weights, axis, aligned, region)
         z, raw = places[-2:]
         assert z - raw == weights.D.numel() * (cast or FLOAT).itemsize
+
+
+@pytest.mark.parametrize("emulate", [False, True])
+@pytest.mark.parametrize("slices", [1, 2, 100])
+@pytest.mark.parametrize("name", KERNELS)
+def test_what_is_projected_last_is_written_to_a_part_of_a_map(name, slices, emulate, request):
+    if emulate:
+        request.getfixturevalue("emulated")
+    case, axis, cast = KERNELS[name]
+    x, weights = draw(**case, dtype=FLOAT, bias=False)
+    inner = weights.D.numel()
+    exact = mixed(*widened(x, weights._replace(out_proj=torch.eye(inner))), axis)
+    both = torch.zeros(*x.shape[:3], 2 * inner, dtype=cast or FLOAT)
+    with torch.no_grad(), torch.autocast("cpu", dtype=cast or BFLOAT, enabled=cast is not None):
+        scan_to(x, weights, axis, both[..., inner:], aligned=True, slices=slices)
+        plain = mixed(x, weights._replace(out_proj=torch.eye(inner)), axis)
+    assert not both[..., :inner].any()
+    assert relative(both[..., inner:], exact) <= 1.5 * relative(plain, exact) + torch.finfo(both.dtype).eps

@@ -25,7 +25,7 @@ from slicescan.ops.backends.cuda.plan import (
 from slicescan.ops.call import ANYWHERE, Gradients, Places, ScanCall, empty_gradients
 from slicescan.ops.paths import initial_states, state_shape
 
-__all__ = ["backward", "backward_into", "conv", "forward", "fuses_steps", "saved_spec", "why_not"]
+__all__ = ["backward", "backward_into", "conv", "forward", "forward_into", "fuses_steps", "saved_spec", "why_not"]
 MAX_STATES = 64
 _SLAB_ROWS = 512  # rows of the parameter sums that a block adds up
 _NOTHING = [0] * 5
@@ -54,7 +54,11 @@ def saved_spec(call: ScanCall) -> tuple[tuple[int], torch.dtype]:
 
 def forward(call: ScanCall, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Run the scan: ``(y, last_state, saved)``."""
-    y = torch.empty_like(call.u)
+    return forward_into(call, torch.empty_like(call.u), save=save)
+
+
+def forward_into(call: ScanCall, y: Tensor, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`forward` returns, ``y`` in the map that is given, of any strides."""
     shape, dtype = saved_spec(call)
     saved = call.u.new_empty(shape, dtype=dtype) if save else call.A.new_empty(0)
     if call.u.numel() == 0:
