@@ -73,6 +73,11 @@ KINDS = {
         "without the profiler; where it is longer than its kernels together, the device waits for the host, which a "
         "CUDA graph spares. Below, the kernels that take longest.",
     ),
+    "two": (
+        "Training on two GPUs",
+        "Patches a second of `slicescan train` with the same batch on each GPU (`benchmarks/two_gpus.py`); `faster` is "
+        "what both do together over what one does alone.",
+    ),
     "scan": (
         "The scan alone",
         "Times in ms (`benchmarks/scan.py`). On a GPU the device alone, as replays of CUDA graphs, and how many times "
