@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicescan.layers.depthwise import DepthwiseConv2d
-from slicescan.layers.hooks import recomputes
+from slicescan.layers.hooks import are_weights, recomputes
+from slicescan.layers.pointwise import PointwiseConv2d
 from slicescan.ops.depthwise_conv import Gate
+from slicescan.ops.pointwise_conv import widened_conv
 from slicescan.ops.recompute import gated_feed_forward
 
 GATES: dict[Callable[[Tensor], Tensor], Gate] = {F.silu: "silu", F.gelu: "gelu"}
@@ -50,15 +52,17 @@ class GatedDconvFFN(nn.Module):
         inner = int(dim * expand)
         self.recompute = True
         self.activation = activation
-        self.project_in = nn.Conv2d(dim, 2 * inner, 1, bias=bias)
+        self.project_in = PointwiseConv2d(dim, 2 * inner, bias=bias)
         self.dwconv = DepthwiseConv2d(2 * inner, bias=bias, gate=GATES.get(activation))
-        self.project_out = nn.Conv2d(inner, dim, 1, bias=bias)
+        self.project_out = PointwiseConv2d(inner, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``(b, dim, h, w)``."""
+        first, around, last = ((c.weight, c.bias) for c in (self.project_in, self.dwconv, self.project_out))
         if self._computes_again(x):
-            first, around, last = ((c.weight, c.bias) for c in (self.project_in, self.dwconv, self.project_out))
             return gated_feed_forward(x, first, around, last, GATES[self.activation])
+        if x.is_cpu and self.activation is F.silu and are_weights([self.project_in, self.project_out], self.dwconv):
+            return widened_conv(x, first, around, last)
         x = self.dwconv(self.project_in(x))
         if self.activation not in GATES:
             a, b = x.chunk(2, 1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slicescan.layers.memory_order import ordered_like
+from slicescan.layers.pointwise import PointwiseConv2d
 from slicescan.layers.strips import ALIGNMENT, Strip, Treat
 from slicescan.ops.divergence import (
     beside,
@@ -64,10 +65,10 @@ class KLFF(nn.Module):
         if gate not in get_args(Gate):
             raise ValueError(f"gate is one of {', '.join(map(repr, get_args(Gate)))}; got {gate!r}")
         self.gate = gate
-        self.conv = nn.Conv2d(dim, dim, 1, bias=bias)
-        self.conv_n1 = nn.Conv2d(other_dims[0], dim, 1, bias=bias)
-        self.conv_n2 = nn.Conv2d(other_dims[1], dim, 1, bias=bias)
-        self.fuse_out1 = nn.Conv2d(2 * dim, dim, 1, bias=bias)
+        self.conv = PointwiseConv2d(dim, dim, bias=bias)
+        self.conv_n1 = PointwiseConv2d(other_dims[0], dim, bias=bias)
+        self.conv_n2 = PointwiseConv2d(other_dims[1], dim, bias=bias)
+        self.fuse_out1 = PointwiseConv2d(2 * dim, dim, bias=bias)
 
     def forward(self, cur: Tensor, others: Sequence[Tensor]) -> Tensor:
         """Fuse ``others`` into ``cur``."""

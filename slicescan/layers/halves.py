@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from slicescan.layers.hooks import is_pointwise
 from slicescan.layers.memory_order import as_image, as_map, channels_last, ordered_like
+from slicescan.layers.pointwise import PointwiseConv2d
 from slicescan.layers.strips import Strip, Treat
 from slicescan.ops.library import looked_at
 
@@ -23,8 +24,8 @@ class HalvesScanner(nn.Module):
         if dim < 2 or dim % 2:
             raise ValueError(f"dim must be even, one half for rows and one for columns; got {dim}")
         self.dim = dim
-        self.conv_input = nn.Conv2d(dim, dim, 1, bias=bias)
-        self.fuse_out = nn.Conv2d(dim, dim, 1, bias=bias)
+        self.conv_input = PointwiseConv2d(dim, dim, bias=bias)
+        self.fuse_out = PointwiseConv2d(dim, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scan ``(b, dim, h, w)``."""

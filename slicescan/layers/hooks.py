@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from slicescan.layers.depthwise import DepthwiseConv2d
+from slicescan.layers.pointwise import PointwiseConv2d
 from slicescan.ops.library import is_ordinary, looked_at
 
 RECOMPUTING = ("cuda",)
@@ -32,6 +33,8 @@ def is_plain(module: nn.Module | None, kind: type[Kind]) -> TypeGuard[Kind]:
 
 def is_pointwise(module: nn.Module) -> bool:
     """Whether a call of a module is a 1x1 convolution by its weight and bias and no more."""
+    if is_plain(module, PointwiseConv2d):
+        return True
     if (
         not is_plain(module, nn.Conv2d)
         or module.kernel_size != (1, 1)
@@ -39,6 +42,11 @@ def is_pointwise(module: nn.Module) -> bool:
     ):
         return False
     return module.stride == (1, 1) and module.groups == 1
+
+
+def are_weights(pointwise: Sequence[nn.Module], around: nn.Module | None = None) -> bool:
+    """Whether calls of 1x1 convolutions, and of a depth-wise one, are but those of their weights and biases."""
+    return all([is_pointwise(conv) for conv in pointwise]) and (around is None or is_plain(around, DepthwiseConv2d))
 
 
 def recomputes(maps: Sequence[Tensor], pointwise: Sequence[nn.Module], around: nn.Module | None = None) -> bool:
@@ -57,9 +65,7 @@ def recomputes(maps: Sequence[Tensor], pointwise: Sequence[nn.Module], around: n
         return False
     if kind not in RECOMPUTING or not torch.is_grad_enabled() or looked_at():
         return False
-    if not all([is_pointwise(conv) for conv in pointwise]):
-        return False
-    if around is not None and not is_plain(around, DepthwiseConv2d):
+    if not are_weights(pointwise, around):
         return False
     convs: list[Any] = [*pointwise] if around is None else [*pointwise, around]
     tensors = [*maps, *[p for conv in convs for p in (conv.weight, conv.bias) if p is not None]]

@@ -2,18 +2,18 @@
 
 from collections.abc import Iterable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicescan.layers.depthwise import DepthwiseConv2d
 from slicescan.layers.halves import HalvesScanner
-from slicescan.layers.hooks import is_plain, recomputes
+from slicescan.layers.hooks import are_weights, is_plain, recomputes
 from slicescan.layers.inter_scan import InterScan
 from slicescan.layers.memory_order import channels_last, ordered_like
+from slicescan.layers.pointwise import PointwiseConv2d
 from slicescan.layers.slice_scan import SliceScan2D
 from slicescan.layers.strips import Strip, Treat
-from slicescan.ops import depthwise_conv
 from slicescan.ops.depthwise_conv import conv_halves
+from slicescan.ops.pointwise_conv import gated_pointwise_conv, widened_conv
 from slicescan.ops.recompute import gated_projection, widened
 from slicescan.ops.silu_gate import silu_gate
 
@@ -29,9 +29,9 @@ class _GatedShell(HalvesScanner):
     def __init__(self, dim: int, inner: int, bias: bool):
         nn.Module.__init__(self)  # the scanner's parameters are drawn after these
         self.recompute = True
-        self.proj_in = nn.Conv2d(dim, 2 * inner, 1, bias=bias)
+        self.proj_in = PointwiseConv2d(dim, 2 * inner, bias=bias)
         self.dwconv = DepthwiseConv2d(2 * inner, bias=bias)
-        self.proj_out = nn.Conv2d(inner, dim, 1, bias=bias)
+        self.proj_out = PointwiseConv2d(inner, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         halves = self._widen(x)
@@ -43,6 +43,9 @@ class _GatedShell(HalvesScanner):
         x = channels_last(x)
         if self.recompute and recomputes([x], [self.proj_in], self.dwconv):
             return list(widened(x, *[(conv.weight, conv.bias) for conv in (self.proj_in, self.dwconv)]))
+        if x.is_cpu and are_weights([self.proj_in], self.dwconv):
+            wide = widened_conv(x, *[(conv.weight, conv.bias) for conv in (self.proj_in, self.dwconv)])
+            return list(wide.chunk(2, 1))
         if is_plain(self.dwconv, DepthwiseConv2d):
             return conv_halves(self.proj_in(x), self.dwconv.weight, self.dwconv.bias)
         return list(self.dwconv(self.proj_in(x)).chunk(2, 1))
@@ -50,14 +53,16 @@ class _GatedShell(HalvesScanner):
     def _narrow(self, gate: Tensor, scanned: Tensor) -> Tensor:
         if self.recompute and recomputes([gate, scanned], [self.proj_out]):
             return gated_projection(gate, scanned, (self.proj_out.weight, self.proj_out.bias))
+        if gate.is_cpu and are_weights([self.proj_out]):
+            return gated_pointwise_conv(gate, scanned, (self.proj_out.weight, self.proj_out.bias))
         return self.proj_out(silu_gate(gate, scanned))
 
     def _scanned(self, x: Tensor) -> Tensor:
         """The first half of what ``_widen`` makes, and nothing of the other."""
         inner = self.proj_out.in_channels
         bias, after = (None if conv.bias is None else conv.bias[:inner] for conv in (self.proj_in, self.dwconv))
-        f = F.conv2d(channels_last(x), self.proj_in.weight[:inner], bias)
-        return depthwise_conv(f, self.dwconv.weight[:inner], after)
+        first, around = (self.proj_in.weight[:inner], bias), (self.dwconv.weight[:inner], after)
+        return widened_conv(channels_last(x), first, around)
 
     def stream(self, pieces: Iterable[tuple[Strip, Tensor]]) -> Treat:
         scan = super().stream((strip.alone(), strip.inner(self._scanned(x))) for strip, x in pieces)

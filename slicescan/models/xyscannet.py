@@ -13,6 +13,7 @@ from slicescan.layers import AFF, KLFF, SS2D, Downsample, GatedDconvFFN, InterVS
 from slicescan.layers.block import FeedForwardBlock, ScanBlock
 from slicescan.layers.memory_order import channels_last
 from slicescan.layers.norm import BiasFreeNorm2d
+from slicescan.layers.pointwise import PointwiseConv2d
 from slicescan.layers.strips import Strip, Strips
 from slicescan.models.base import Detected, ModelRecord, Reconstruction, Restorer, WeightSource
 
@@ -157,11 +158,11 @@ class XYScanNet(Restorer):
         self.decoder_level3 = decode(2)
         self.up3_2 = Upsample(dims[2])
         self.clff_level2 = fuse(1)
-        self.reduce_chan_level2 = nn.Conv2d(2 * dims[1], dims[1], 1, bias=bias)
+        self.reduce_chan_level2 = PointwiseConv2d(2 * dims[1], dims[1], bias=bias)
         self.decoder_level2 = decode(1)
         self.up2_1 = Upsample(dims[1])
         self.clff_level1 = fuse(0)
-        self.reduce_chan_level1 = nn.Conv2d(2 * dims[0], dims[0], 1, bias=bias)
+        self.reduce_chan_level1 = PointwiseConv2d(2 * dims[0], dims[0], bias=bias)
         self.decoder_level1 = decode(0)
         self.output = nn.Conv2d(dims[0], out_chans, 3, padding=1, bias=bias)
 

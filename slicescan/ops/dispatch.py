@@ -210,6 +210,11 @@ def has_cpu_kernels(*images: Tensor) -> bool:
     return images[0].is_cpu and requested(None) in (None, "cpu") and load("cpu.pixels").why_not(*images) is None
 
 
+def has_cpu_products(*images: Tensor) -> bool:
+    """Whether the ``cpu`` backend's 1x1 convolutions take images ``(b, c, h, w)`` of one size."""
+    return images[0].is_cpu and requested(None) in (None, "cpu") and load("cpu.pointwise").why_not(*images) is None
+
+
 def fast_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, axis: str, silu: bool) -> Tensor:
     """The causal convolution of the ``cuda`` backend."""
     from slicescan.ops.backends.cuda import conv

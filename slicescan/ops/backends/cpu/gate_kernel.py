@@ -11,7 +11,7 @@ from slicescan.ops.backends.cpu.lanes import EXACT, sigmoid
 
 
 @njit(**EXACT)
-def _gate(y, a, b, channels, from_a, from_b, first, last):
+def gate(y, a, b, channels, from_a, from_b, first, last):
     """Pixels of a piece. Places have no sign: Python's negative ones would keep the compiler from making vectors."""
     arrays_are_apart()
     for pixel in range(np.uint64(first), np.uint64(last)):
@@ -42,7 +42,7 @@ def _kernel(sources: str) -> Callable[..., None]:
         total = y.size // channels
         first = claim(counter) * pixels
         while first < total:
-            _gate(y, a, b, channels, from_a, from_b, first, min(first + pixels, total))
+            gate(y, a, b, channels, from_a, from_b, first, min(first + pixels, total))
             first = claim(counter) * pixels
 
     return silu_gate

@@ -20,7 +20,7 @@ _place = np.uint64
 
 
 @njit(**EXACT)
-def _convolve(y, above, here, below, column, taps, bias, channels):
+def convolve(y, above, here, below, column, taps, bias, channels):
     """A pixel that has neighbours on both sides, of three rows of an image."""
     arrays_are_apart()
     c = _place(channels)
@@ -51,7 +51,7 @@ def _convolve_at_edge(y, above, here, below, column, width, taps, bias, channels
 
 
 @njit(**EXACT)
-def _gate(y, pixel, values, half):
+def gate_halves(y, pixel, values, half):
     """One half of the channels of a pixel gates the other."""
     arrays_are_apart()
     c = _place(half)
@@ -128,10 +128,10 @@ def _kernels(sources: str) -> tuple[Callable[..., None], ...]:
             below = x[(line + 1) * row : (line + 2) * row] if y_in_image < height - 1 else outside
             for column in range(width):
                 if 0 < column < width - 1:
-                    _convolve(values, above, here, below, column, taps, bias, channels)
+                    convolve(values, above, here, below, column, taps, bias, channels)
                 else:
                     _convolve_at_edge(values, above, here, below, column, width, taps, bias, channels)
-                _gate(y, line * width + column, values, channels // 2)
+                gate_halves(y, line * width + column, values, channels // 2)
             line = claim(counter)
 
     @entry

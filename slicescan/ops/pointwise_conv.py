@@ -1,0 +1,87 @@
+"""1x1 convolutions of an image, alone and with what restoration networks put before or between them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slicescan.ops import dispatch
+from slicescan.ops.depthwise_conv import depthwise_conv
+from slicescan.ops.library import is_final
+from slicescan.ops.silu_gate import silu_gate
+
+Affine = tuple[Tensor, Tensor | None]
+"""Weight and bias of a convolution."""
+
+
+def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply the channels of every pixel of ``(b, c, h, w)`` by a matrix, ``(o, c, 1, 1)``, and add ``(o,)``.
+
+    On a CPU, float32 images with the channels of a pixel side by side take a kernel where nothing records gradients;
+    their pixels may lie apart, as in some channels of a wider image.
+
+    Example:
+        >>> pointwise_conv(torch.ones(1, 3, 1, 2), torch.ones(2, 3, 1, 1), torch.tensor([0.0, 1.0]))[0, :, 0]
+        tensor([[3., 3.],
+                [4., 4.]])
+    """
+    if _has_kernels([x], [(weight, bias)]) and _fits(x.shape[1], weight):
+        return dispatch.load("cpu.pointwise").product(x, (weight, bias))
+    return F.conv2d(x, weight, bias)
+
+
+def gated_pointwise_conv(gate: Tensor, x: Tensor, conv: Affine) -> Tensor:
+    """A 1x1 convolution of ``silu(gate) * x``, for two images of one shape; on a CPU in one pass, as above.
+
+    Example:
+        >>> gate, x = torch.full((1, 1, 1, 1), 50.0), torch.full((1, 1, 1, 1), 3.0)
+        >>> gated_pointwise_conv(gate, x, (torch.ones(1, 1, 1, 1), None)).item()
+        150.0
+    """
+    if gate.shape == x.shape and _has_kernels([gate, x], [conv]) and _fits(x.shape[1], conv[0]):
+        return dispatch.load("cpu.pointwise").gated_product(gate, x, conv)
+    return pointwise_conv(silu_gate(gate, x), *conv)
+
+
+def widened_conv(x: Tensor, first: Affine, around: Affine, last: Affine | None = None) -> Tensor:
+    """``dwconv(conv(x))`` of a 1x1 and a depth-wise 3x3 convolution; with ``last``, gated by SiLU and convolved again.
+
+    ``a, b = halves(dwconv(conv(x)))``, ``y = last(silu(a) * b)``. On a CPU, in float32 and where nothing records
+    gradients, dense images with the channels of a pixel side by side take one pass, and the wide maps never exist.
+
+    Args:
+        x: ``(b, c, h, w)``.
+        first: Weight ``(o, c, 1, 1)`` and bias ``(o,)``.
+        around: Weight ``(o, 1, 3, 3)`` and bias.
+        last: Weight ``(p, o / 2, 1, 1)`` and bias.
+
+    Returns:
+        ``(b, o, h, w)``, or ``(b, p, h, w)``.
+
+    Example:
+        >>> one = torch.ones(2, 1, 1, 1), None
+        >>> widened_conv(torch.ones(1, 1, 3, 3), one, (torch.ones(2, 1, 3, 3), None))[0, 0]
+        tensor([[4., 6., 4.],
+                [6., 9., 6.],
+                [4., 6., 4.]])
+    """
+    convs = [first, around] if last is None else [first, around, last]
+    if x.is_contiguous(memory_format=torch.channels_last) and _has_kernels([x], convs):
+        wide = first[0].shape[0]
+        taps, ends = around[0].shape == (wide, 1, 3, 3), last is None or (wide % 2 == 0 and _fits(wide // 2, last[0]))
+        if _fits(x.shape[1], first[0]) and taps and ends:
+            return dispatch.load("cpu.pointwise").around(x, first, around, last)
+    y = pointwise_conv(x, *first)
+    if last is None:
+        return depthwise_conv(y, *around)
+    return pointwise_conv(depthwise_conv(y, *around, gate="silu"), *last)
+
+
+def _has_kernels(images: list[Tensor], convs: list[Affine]) -> bool:
+    first, weights = images[0], [t for conv in convs for t in conv if t is not None]
+    if not first.is_cpu or not is_final(*images, *weights) or any([t.dtype != first.dtype for t in weights]):
+        return False
+    return dispatch.has_cpu_products(*images)
+
+
+def _fits(channels: int, weight: Tensor) -> bool:
+    return weight.shape[1:] == (channels, 1, 1) and weight.shape[0] > 0
