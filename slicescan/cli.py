@@ -1,11 +1,14 @@
 """The command ``slicescan``: parse, then call one function. Imports are made by the command that needs them."""
 
 import argparse
+import atexit
+import gc
 import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +127,35 @@ def _add_restore(commands: Any) -> None:
 def _restore(options: argparse.Namespace) -> int:
     # Threads of PyTorch that wait in a loop would take the processors from those of the scan; read when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with _collections_later() as settle:
+        return _restore_files(options, settle)
+
+
+@contextmanager
+def _collections_later() -> Iterator[Callable[[], None]]:
+    """Collect no garbage until the function that this gives is called, and never what is there by then.
+
+    Imports make several hundred thousand objects that stay; to look through them again and again, and once more when
+    the program ends, takes a second.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+
+    def settle() -> None:
+        if collects and not gc.isenabled():
+            gc.freeze()
+            gc.enable()
+
+    atexit.register(gc.freeze)
+    try:
+        yield settle
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _restore_files(options: argparse.Namespace, loaded: Callable[[], None]) -> int:
+    """Restore what the options name; ``loaded`` is called after the first file, which takes the last of the imports."""
     from slicescan.engine.batch import plan, work
 
     jobs = plan(options.inputs, options.output, options.shard)
@@ -133,6 +165,7 @@ def _restore(options: argparse.Namespace) -> int:
     done, failed = 0, []
     try:
         for outcome in work(jobs, run, skip_existing=options.skip_existing):
+            loaded()
             job = outcome.job
             if outcome.error is None:
                 done += 1

@@ -93,14 +93,18 @@ class Strips:
         piece: Callable[[Strip, Tensor], Tensor],
         put: Callable[[Tensor, Tensor], Tensor] = Tensor.copy_,
     ) -> Tensor:
-        """Put ``piece(strip, old)`` in the place of every strip of ``x``; ``old`` has ``reach`` rows around it."""
-        above = x[:, :, :0]
+        """Put ``piece(strip, old)`` in the place of every strip of ``x``; ``old`` has ``reach`` rows around it.
+
+        The last rows of a strip are put in their place when the next one, which looks at the old ones, is made.
+        """
+        late, made_late = x[:, :, :0], x[:, :, :0]
         for strip in self.each(x.shape[2], reach):
-            old = x[:, :, strip.first : strip.last + strip.below]
-            if strip.above:  # these rows of x are new already
-                old = torch.cat([above, old], 2)
-            above = x[:, :, strip.last - reach : strip.last].clone()
-            put(x[:, :, strip.first : strip.last], piece(strip, old))
+            made = piece(strip, strip.of(x).contiguous(memory_format=torch.channels_last))  # of one image, no copy
+            put(late, made_late)
+            end = strip.last - (reach if strip.last < strip.height else 0)
+            put(x[:, :, strip.first : end], made[:, :, : end - strip.first])
+            late, made_late = x[:, :, end : strip.last], made[:, :, end - strip.first :].clone()
+        put(late, made_late)
         return x
 
     def run(self, layer: nn.Module, x: Tensor, height: int, *, reach: int) -> Tensor:

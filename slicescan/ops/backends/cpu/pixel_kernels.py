@@ -35,6 +35,42 @@ def convolve(y, above, here, below, column, taps, bias, channels):
 
 
 @njit(**EXACT)
+def convolve_four(y, above, here, below, column, taps, bias, channels):
+    """Four pixels side by side, from ``column`` on, that have neighbours on both sides: they share what they read."""
+    arrays_are_apart()
+    c = _place(channels)
+    left = _place(column) * c - c
+    two, three = c + c, c + c + c
+    four, five, six = two + two, two + three, three + three
+    seven, eight = three + four, four + four
+    for j in range(c):
+        at = left + j
+        y0 = y1 = y2 = y3 = bias[j]
+        k0, k1, k2 = taps[j], taps[c + j], taps[two + j]
+        a0, a1, a2 = above[at], above[at + c], above[at + two]
+        a3, a4, a5 = above[at + three], above[at + four], above[at + five]
+        y0 += a0 * k0 + a1 * k1 + a2 * k2
+        y1 += a1 * k0 + a2 * k1 + a3 * k2
+        y2 += a2 * k0 + a3 * k1 + a4 * k2
+        y3 += a3 * k0 + a4 * k1 + a5 * k2
+        k0, k1, k2 = taps[three + j], taps[four + j], taps[five + j]
+        a0, a1, a2 = here[at], here[at + c], here[at + two]
+        a3, a4, a5 = here[at + three], here[at + four], here[at + five]
+        y0 += a0 * k0 + a1 * k1 + a2 * k2
+        y1 += a1 * k0 + a2 * k1 + a3 * k2
+        y2 += a2 * k0 + a3 * k1 + a4 * k2
+        y3 += a3 * k0 + a4 * k1 + a5 * k2
+        k0, k1, k2 = taps[six + j], taps[seven + j], taps[eight + j]
+        a0, a1, a2 = below[at], below[at + c], below[at + two]
+        a3, a4, a5 = below[at + three], below[at + four], below[at + five]
+        y0 += a0 * k0 + a1 * k1 + a2 * k2
+        y1 += a1 * k0 + a2 * k1 + a3 * k2
+        y2 += a2 * k0 + a3 * k1 + a4 * k2
+        y3 += a3 * k0 + a4 * k1 + a5 * k2
+        y[j], y[c + j], y[two + j], y[three + j] = y0, y1, y2, y3
+
+
+@njit(**EXACT)
 def _convolve_at_edge(y, above, here, below, column, width, taps, bias, channels):
     """A pixel of the first or the last column."""
     arrays_are_apart()

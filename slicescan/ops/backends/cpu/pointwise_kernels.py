@@ -13,7 +13,7 @@ from slicescan.ops.backends.cpu.build import claim, entry, fingerprint, room
 from slicescan.ops.backends.cpu.gate_kernel import gate
 from slicescan.ops.backends.cpu.lanes import EXACT
 from slicescan.ops.backends.cpu.panel import multiply, pack, packed_size
-from slicescan.ops.backends.cpu.pixel_kernels import convolve, gate_halves
+from slicescan.ops.backends.cpu.pixel_kernels import convolve, convolve_four, gate_halves
 
 
 @njit(**EXACT)
@@ -116,7 +116,7 @@ def _kernels(sources: str) -> tuple[Callable[..., None], ...]:
         packed, narrowing = _packed(weight, bias, depth), _packed(last, last_bias, half)
         outputs = last.size // half if last.size else wide
         rows, row = room((3, (most + 2) * wide), x), room((most * half,), x)
-        values = room((wide,), x)
+        values = room((4 * wide,), x)
         images = x.size // (height * width * depth)
         item = claim(counter)
         while item < images * bands:
@@ -132,13 +132,21 @@ def _kernels(sources: str) -> tuple[Callable[..., None], ...]:
                 else:
                     _clear(below, 0, (right - left + 2) * wide)
                 to = start + line * width + left
+                many = (right - left) // 4 * 4
                 if last.size:
-                    for column in range(right - left):
+                    for column in range(0, many, 4):
+                        convolve_four(values, above, here, below, column + 1, taps, shift, wide)
+                        for k in range(4):
+                            gate_halves(row, column + k, values[k * wide : (k + 1) * wide], half)
+                    for column in range(many, right - left):
                         convolve(values, above, here, below, column + 1, taps, shift, wide)
                         gate_halves(row, column, values, half)
                     multiply(y, to * outputs, outputs, row, 0, half, narrowing, right - left, outputs, half)
                 else:
-                    for column in range(right - left):
+                    for column in range(0, many, 4):
+                        pixel = (to + column) * wide
+                        convolve_four(y[pixel : pixel + 4 * wide], above, here, below, column + 1, taps, shift, wide)
+                    for column in range(many, right - left):
                         pixel = (to + column) * wide
                         convolve(y[pixel : pixel + wide], above, here, below, column + 1, taps, shift, wide)
             item = claim(counter)
