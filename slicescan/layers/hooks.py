@@ -10,6 +10,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from slicescan.layers.depthwise import DepthwiseConv2d
 from slicescan.layers.pointwise import PointwiseConv2d
 from slicescan.ops.library import is_ordinary, looked_at
+from slicescan.ops.pointwise_conv import pointwise_linear
 
 RECOMPUTING = ("cuda",)
 """Kinds of devices where gradients compute anew what is cheap: they have arithmetic to spare, and little memory."""
@@ -42,6 +43,13 @@ def is_pointwise(module: nn.Module) -> bool:
     ):
         return False
     return module.stride == (1, 1) and module.groups == 1
+
+
+def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)`` for a map ``(b, h, w, c)``, by a kernel where a CPU has it and the module is a plain linear one."""
+    if x.is_cpu and is_plain(module, nn.Linear):
+        return pointwise_linear(x, module.weight, module.bias)
+    return module(x)
 
 
 def are_weights(pointwise: Sequence[nn.Module], around: nn.Module | None = None) -> bool:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicescan.layers import hooks
-from slicescan.layers.hooks import is_plain
+from slicescan.layers.hooks import apply_linear, is_plain
 from slicescan.ops import causal_conv, dispatch, slice_scan
 from slicescan.ops.library import looked_at, watched
 from slicescan.ops.mamba import Weights, can_recompute, decay_rates, mixed_again, scan_to
@@ -228,11 +228,11 @@ class Mamba(nn.Module):
     def _scan(self, x: Tensor, axis: Literal["h", "w"], past: Past | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The output, the inputs of the convolution, and the last state."""
         y, inputs, last = self._inner(x, axis, past)
-        return self.out_proj(y), inputs, last
+        return apply_linear(self.out_proj, y), inputs, last
 
     def _inner(self, x: Tensor, axis: Literal["h", "w"], past: Past | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """What the last projection is given, the inputs of the convolution, and the last state."""
-        u, z = self.in_proj(x).chunk(2, -1)
+        u, z = apply_linear(self.in_proj, x).chunk(2, -1)
         inputs = torch.cat([past.inputs, u], 1 if axis == "h" else 2) if past else u
         u = causal_conv(inputs, self.conv1d.weight[:, 0], self.conv1d.bias, axis=axis, silu=True)
         if past:
@@ -259,7 +259,7 @@ class Mamba(nn.Module):
     def _selection(self, u: Tensor) -> tuple[Tensor, ...]:
         """``step``, ``B`` and ``C`` of every position."""
         if not self._aligns(u):
-            return self.x_proj(u).split([self.dt_rank, self.state, self.state], -1)
+            return apply_linear(self.x_proj, u).split([self.dt_rank, self.state, self.state], -1)
         step, mixes = self.x_proj.weight.split([self.dt_rank, 2 * self.state])
         gap = -self.dt_rank % 8
         weight = torch.cat([step, step.new_zeros(gap, step.shape[1]), mixes])

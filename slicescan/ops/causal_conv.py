@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.ops import dispatch
-from slicescan.ops.library import transformed
+from slicescan.ops.library import is_final, transformed
 from slicescan.ops.shapes import Axes
 
 
@@ -56,6 +56,9 @@ def causal_conv(
     plain = not torch.compiler.is_compiling() and transformed()
     if not plain and dispatch.has_fast_convolution(x.device, x.dtype, k):
         return dispatch.fast_convolution(x, weight, bias, axis, silu)
+    if silu and x.is_cpu and is_final(*(weights := [x, weight] if bias is None else [x, weight, bias])):
+        if all([t.dtype == x.dtype for t in weights]) and dispatch.has_cpu_products(x.permute(0, 3, 1, 2)):
+            return dispatch.load("cpu.pointwise").causal_silu(x, weight, bias, axis)
     return _plain(x, weight, bias, axis, silu)
 
 

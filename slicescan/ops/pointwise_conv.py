@@ -29,6 +29,20 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return F.conv2d(x, weight, bias)
 
 
+def pointwise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What :func:`torch.nn.functional.linear` makes of a map ``(b, h, w, c)``; on a CPU by the kernel above.
+
+    Example:
+        >>> pointwise_linear(torch.ones(1, 1, 1, 3), torch.ones(2, 3))
+        tensor([[[[3., 3.]]]])
+    """
+    if x.is_cpu and x.ndim == 4:
+        image, conv = x.permute(0, 3, 1, 2), (weight[:, :, None, None], bias)
+        if _has_kernels([image], [conv]) and _fits(x.shape[3], conv[0]):
+            return dispatch.load("cpu.pointwise").product(image, conv).permute(0, 2, 3, 1)
+    return F.linear(x, weight, bias)
+
+
 def gated_pointwise_conv(gate: Tensor, x: Tensor, conv: Affine) -> Tensor:
     """A 1x1 convolution of ``silu(gate) * x``, for two images of one shape; on a CPU in one pass, as above.
 

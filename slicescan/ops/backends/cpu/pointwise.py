@@ -1,6 +1,6 @@
-"""1x1 convolutions on the CPU, and what lies between two of them, in one pass; no record for gradients.
+"""Convolutions on the CPU, and what lies between two of them, in one pass; no record for gradients.
 
-Images are float32, ``(b, c, h, w)``, with the channels of a pixel side by side; pixels may lie apart where that is said.
+Images are float32, ``(b, c, h, w)``, with the channels of a pixel side by side; pixels may lie apart where it is said.
 """
 
 from typing import Any
@@ -81,6 +81,22 @@ def around(x: Tensor, first: Affine, depthwise: Affine, last: Affine | None) -> 
     arguments = (bands, h, w, _line(y), _line(x), *ends[0], laid, added.numpy(), *ends[1])
     updates = x.numel() * wide // MACS + 2 * b * h * w * wide
     share(kernel, arguments, pieces=b * bands, updates=updates, alive=(y, x, first, depthwise, last))
+    return y
+
+
+def causal_silu(x: Tensor, weight: Tensor, bias: Tensor | None, axis: str) -> Tensor:
+    """SiLU of a causal convolution along the rows or columns of a map ``(b, h, w, c)`` whose pixels may lie apart."""
+    from slicescan.ops.backends.cpu.causal_kernel import causal_silu as kernel
+
+    _, h, w, c = x.shape
+    y = x.new_empty(x.shape)
+    pixels = _pixels(2 * c)
+    stride, length = (1, w) if axis == "w" else (w, h)
+    taps = weight.detach().t().contiguous().view(-1)
+    added = x.new_zeros(c) if bias is None else bias.detach().contiguous()
+    image = x.permute(0, 3, 1, 2)
+    arguments = (pixels, y.view(-1).numpy(), _line(image), x.stride(2), stride, length, taps.numpy(), added.numpy())
+    share(kernel, arguments, pieces=-(-y.numel() // (c * pixels)), updates=y.numel(), alive=(y, x, taps, added))
     return y
 
 
