@@ -146,6 +146,7 @@ def _collections_later() -> Iterator[Callable[[], None]]:
             gc.freeze()
             gc.enable()
 
+    atexit.unregister(gc.freeze)  # of an earlier call
     atexit.register(gc.freeze)
     try:
         yield settle

@@ -58,10 +58,11 @@ class GatedDconvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``(b, dim, h, w)``."""
-        first, around, last = ((c.weight, c.bias) for c in (self.project_in, self.dwconv, self.project_out))
-        if self._computes_again(x):
-            return gated_feed_forward(x, first, around, last, GATES[self.activation])
-        if x.is_cpu and self.activation is F.silu and are_weights([self.project_in, self.project_out], self.dwconv):
+        again = self._computes_again(x)
+        if again or self._takes_one_pass(x):
+            first, around, last = ((c.weight, c.bias) for c in (self.project_in, self.dwconv, self.project_out))
+            if again:
+                return gated_feed_forward(x, first, around, last, GATES[self.activation])
             return widened_conv(x, first, around, last)
         x = self.dwconv(self.project_in(x))
         if self.activation not in GATES:
@@ -72,6 +73,10 @@ class GatedDconvFFN(nn.Module):
     def _computes_again(self, x: Tensor) -> bool:
         known = self.recompute and self.activation in GATES
         return known and recomputes([x], [self.project_in, self.project_out], self.dwconv)
+
+    def _takes_one_pass(self, x: Tensor) -> bool:
+        plain = x.is_cpu and self.activation is F.silu
+        return plain and are_weights([self.project_in, self.project_out], self.dwconv)
 
     def extra_repr(self) -> str:
         """What gates, for ``repr``; the sizes are those of the convolutions."""

@@ -144,7 +144,7 @@ def test_blocks_and_networks_restore_alike_with_the_kernels_and_without(served, 
     ):
         with torch.no_grad():
             y = module(x)
-            assert {"gated_conv", "norm"} <= set(served)
+            assert "norm" in served
             served.clear()
             with monkeypatch.context() as patch:
                 patch.setenv(dispatch.VARIABLE, "torch")

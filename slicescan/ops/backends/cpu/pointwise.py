@@ -14,7 +14,7 @@ from slicescan.ops.backends.cpu.threads import share
 PIECE = 1 << 15
 """Numbers of a piece of work, about, read and written together."""
 
-BAND = 100
+BAND = 50
 """Columns of a piece of work that goes down an image, at most: three rows of it stay in a core's own cache."""
 
 MACS = 8
@@ -43,7 +43,7 @@ def product(x: Tensor, conv: Affine) -> Tensor:
     b, c, h, w = x.shape
     y = _image(x, conv[0].shape[0])
     pixels = _pixels(c + y.shape[1])
-    arguments = (pixels, _line(y), _line(x), x.stride(3), *_affine(conv), c)
+    arguments = (pixels, _line(y), _line(x), _step(x), *_affine(conv), c)
     share(kernel, arguments, pieces=-(-b * h * w // pixels), updates=y.numel() * c // MACS, alive=(y, x, conv))
     return y
 
@@ -55,7 +55,7 @@ def gated_product(a: Tensor, b: Tensor, conv: Affine) -> Tensor:
     images, c, h, w = a.shape
     y = _image(a, conv[0].shape[0])
     pixels = _pixels(2 * c + y.shape[1])
-    arguments = (pixels, *(_line(x) for x in (y, a, b)), a.stride(3), b.stride(3), *_affine(conv), c)
+    arguments = (pixels, *(_line(x) for x in (y, a, b)), _step(a), _step(b), *_affine(conv), c)
     updates = y.numel() * c // MACS + a.numel()
     share(kernel, arguments, pieces=-(-images * h * w // pixels), updates=updates, alive=(y, a, b, conv))
     return y
@@ -95,7 +95,7 @@ def causal_silu(x: Tensor, weight: Tensor, bias: Tensor | None, axis: str) -> Te
     taps = weight.detach().t().contiguous().view(-1)
     added = x.new_zeros(c) if bias is None else bias.detach().contiguous()
     image = x.permute(0, 3, 1, 2)
-    arguments = (pixels, y.view(-1).numpy(), _line(image), x.stride(2), stride, length, taps.numpy(), added.numpy())
+    arguments = (pixels, y.view(-1).numpy(), _line(image), _step(image), stride, length, taps.numpy(), added.numpy())
     share(kernel, arguments, pieces=-(-y.numel() // (c * pixels)), updates=y.numel(), alive=(y, x, taps, added))
     return y
 
@@ -117,14 +117,22 @@ def _affine(conv: Affine) -> tuple[Any, Any]:
 
 
 def _is_even(x: Tensor) -> bool:
-    b, c, h, w = x.stride()
+    b, c, h, _ = x.stride()
     images, channels, rows, columns = x.shape
-    if columns == 1:
-        return x.is_contiguous(memory_format=torch.channels_last)
-    return (c == 1 or channels == 1) and (rows == 1 or h == columns * w) and (images == 1 or b == rows * columns * w)
+    step = _step(x)
+    if c != 1 and channels > 1 or rows > 1 and h != columns * step:
+        return False
+    return images == 1 or b == rows * columns * step
+
+
+def _step(x: Tensor) -> int:
+    """Numbers from a pixel to the next; strides of axes of one pixel say nothing."""
+    b, _, h, w = x.stride()
+    images, channels, rows, columns = x.shape
+    return w if columns > 1 else h if rows > 1 else b if images > 1 else channels
 
 
 def _line(x: Tensor) -> Any:
     """All numbers from the first to the last of an image, those between its pixels too."""
     b, c, h, w = x.shape
-    return x.detach().as_strided(((b * h * w - 1) * x.stride(3) + c,), (1,)).numpy()
+    return x.detach().as_strided(((b * h * w - 1) * _step(x) + c,), (1,)).numpy()
