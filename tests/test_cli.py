@@ -1,5 +1,6 @@
 """`slicescan restore` as a user meets it: what is written, what is said, and how it stops."""
 
+import gc
 import json
 import os
 import signal
@@ -216,6 +217,23 @@ def test_threads_of_pytorch_sleep_while_they_wait(call, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     call.restore(photo(tmp_path / "a.png"))
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_garbage_is_left_alone_while_modules_are_loaded_and_no_longer(call, tmp_path, monkeypatch):
+    collecting, run = [], XYScanNet.forward
+    monkeypatch.setattr(XYScanNet, "forward", lambda self, x: (collecting.append(gc.isenabled()), run(self, x))[1])
+    for name in "ab":
+        photo(tmp_path / "in" / f"{name}.png")
+    assert call.restore(tmp_path / "in", "-o", tmp_path / "out")[0] == 0 and gc.isenabled()
+    assert collecting == [False, True]
+    assert call.restore(tmp_path / "none.png")[0] == 1 and gc.isenabled()
+    gc.disable()
+    try:
+        call.restore(tmp_path / "in", "-o", tmp_path / "out")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def test_the_version_is_told_without_importing_torch():

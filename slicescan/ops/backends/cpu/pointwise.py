@@ -111,9 +111,10 @@ def _pixels(numbers: int) -> int:
 
 
 def _affine(conv: Affine) -> tuple[Any, Any]:
-    weight, bias = conv
-    none = weight.new_empty(0)
-    return tuple(x.detach().contiguous().view(-1).numpy() for x in (weight, none if bias is None else bias))
+    weight, bias = (
+        x.detach().contiguous().view(-1).numpy() for x in (conv[0], conv[0][:0] if conv[1] is None else conv[1])
+    )
+    return weight, bias
 
 
 def _is_even(x: Tensor) -> bool:
