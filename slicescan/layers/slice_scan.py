@@ -79,7 +79,8 @@ class SliceScan2D(HalvesScanner):
 
     def _writes(self, x: Tensor, *mambas: Mamba) -> bool:
         """Whether each half of the channels can be written where it belongs, as a GPU's products can."""
-        return x.is_cuda and all([mamba.projects_apart(x) for mamba in mambas])
+        own = type(self).scan is SliceScan2D.scan
+        return own and x.is_cuda and all([mamba.projects_apart(x) for mamba in mambas])
 
     def _beside(
         self, mambas: tuple[Mamba, Mamba], first: Tensor, second: Tensor, channels: int, *, project: bool
@@ -112,7 +113,7 @@ class SliceScan2D(HalvesScanner):
 
         So it is on a GPU in half precision; in float32 users choose the arithmetic of convolutions separately.
         """
-        halved = x.is_cuda and x.dtype.itemsize == 2
+        halved = x.is_cuda and x.dtype.itemsize == 2 and type(self).scan is SliceScan2D.scan
         return halved and not self.bidirectional and is_pointwise(self.fuse_out) and self.fuse_out.bias is None
 
     def scan_strips(self, maps: Iterable[Tensor]) -> ScanStrip:

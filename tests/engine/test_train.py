@@ -13,7 +13,7 @@ import slicescan
 from slicescan.checkpoint import read_checkpoint
 from slicescan.engine import quality, sources
 from slicescan.engine import train as module
-from slicescan.engine.config import BlurSection, DataSection, LossSection, ModelSection, OptimizerSection, Recipe
+from slicescan.engine.config import BlurSection, DataSection, LossSection, ModelSection, OptimizerSection, Recipe, Stage
 from slicescan.engine.pictures import read_pictures
 from slicescan.engine.samples import GAP, LINE
 from slicescan.engine.train import Run, describe, train
@@ -184,6 +184,22 @@ def test_a_step_in_parts_between_which_processes_meet_is_the_step():
     assert len(met) == 3 and met[0].numel() == 1 + sum(p.numel() for p in whole.parameters)
     for one, other in zip(apart.state(), whole.state(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_processes_take_graphs_only_with_equal_shares_of_every_batch():
+    run = Run(RECIPE, CPU)
+    assert not run.in_graphs  # a CPU has none
+    for last, equal in ((6, True), (5, False)):
+        data = replace(RECIPE.data, batch=4, progressive=(Stage(3, 16, last),))
+        run.recipe, run.processes = replace(RECIPE, data=data), SimpleNamespace(part=(0, 2))
+        assert run._equal_shares() == equal
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_a_recipe_says_whether_layers_compute_maps_again(recompute):
+    modules = Run(replace(RECIPE, recompute=recompute), CPU).model.modules()
+    found = [module.recompute for module in modules if hasattr(module, "recompute")]
+    assert len(found) > 10 and set(found) == {recompute}
 
 
 def test_a_window_of_skipped_steps_has_no_loss():

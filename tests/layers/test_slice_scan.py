@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -166,6 +168,16 @@ def test_projections_that_are_hooked_or_kept_apart_are_called(monkeypatch):
 @pytest.mark.parametrize("options", [{"bias": True}, {"bidirectional": True}])
 def test_only_plain_projections_in_half_precision_on_a_gpu_are_joined(options):
     assert not SliceScan2D(4)._joins(torch.rand(1, 2, 2, 2))
-    half = torch.empty(1, 2, 2, 2, dtype=torch.bfloat16)
-    monkey = type("OnGPU", (), {"is_cuda": True, "dtype": half.dtype})()
-    assert SliceScan2D(4)._joins(monkey) and not SliceScan2D(4, **options)._joins(monkey)
+    on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
+    assert SliceScan2D(4)._joins(on_gpu) and not SliceScan2D(4, **options)._joins(on_gpu)
+
+
+def test_a_scan_of_ones_own_is_called(monkeypatch):
+    class Swapped(SliceScan2D):
+        def scan(self, first, second):
+            return super().scan(second, first)
+
+    on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
+    assert not Swapped(4)._joins(on_gpu) and SliceScan2D(4)._joins(on_gpu)
+    monkeypatch.setattr(Mamba, "projects_apart", lambda *_: True)
+    assert not Swapped(4)._writes(on_gpu, Swapped(4).mamba) and SliceScan2D(4)._writes(on_gpu, SliceScan2D(4).mamba)
