@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slicescan.ops import BackendError, causal_conv, selective_scan, slice_scan
 from slicescan.ops.library import FLOPS_PER_UPDATE, slice_scan_backward_op, slice_scan_op
+from tests.layers.agreement import relative
 from tests.parity import available
 from tests.strategies import Scan
 
@@ -95,7 +96,10 @@ def test_every_function_compiles_whole_with_the_backend_left_open():
 
     tensors, _ = split(Scan(delta_softplus=False))
     arguments = tensors["u"], tensors["delta"], tensors["A"], tensors["B"], torch.ones(6, 4)
-    assert torch.equal(torch.compile(run, fullgraph=True, backend="aot_eager")(*arguments), run(*arguments))
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    assert relative(compiled(*arguments), run(*arguments)) < 1e-6  # eagerly a CPU convolves by a kernel of its own
+    arguments[0].requires_grad_()  # then it does not
+    assert torch.equal(compiled(*arguments), run(*arguments))
 
 
 def test_the_reference_compiles_as_plain_code():
