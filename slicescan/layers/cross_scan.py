@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicescan.layers.hooks import is_plain, recomputes
-from slicescan.layers.mamba import PIECE, decay_rates, log_decay, step_projection
+from slicescan.layers.mamba import PIECE, decay_rates, log_decay, step_projection, with_gap
 from slicescan.layers.memory_order import as_image, as_map, channels_last, ordered_like
 from slicescan.layers.norm import LayerNorm2d
 from slicescan.ops import slice_scan
@@ -170,36 +170,36 @@ class SS2D(nn.Module):
     def _sum(self, u: Tensor, chosen: Sequence[int], *, carry: bool) -> Tensor:
         total, decay = None, decay_rates(self.A_logs)
         recorded = torch.is_grad_enabled()  # then the parts of all paths are kept, and their gradients joined
-        made = dict(zip(chosen, self._selections(u, chosen), strict=True)) if recorded else {}
+        made = self._selections(u, chosen) if recorded else {}
         for k in chosen:
             axis, reverse = PATHS[self.paths][k]
             across = 1 if axis == "w" else 2
             bands = _bands(u, across)
             if len(bands) == 1:
-                selection = made.pop(k) if recorded else self._selections(u, [k])[0]
+                selection = made.pop(k) if recorded else self._selections(u, [k])[k]
                 total = _added(total, self._path(u, k, decay, carry, selection)[0])
                 continue
             total = torch.zeros_like(u) if total is None else total
             last = None
             for place in reversed(bands) if reverse else bands:
                 band = u.narrow(across, *place)
-                y, last = self._path(band, k, decay, carry, self._selections(band, [k])[0], last if carry else None)
+                y, last = self._path(band, k, decay, carry, self._selections(band, [k])[k], last if carry else None)
                 total.narrow(across, *place).add_(y)
         assert total is not None
         return total
 
-    def _selections(self, u: Tensor, chosen: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    def _selections(self, u: Tensor, chosen: Sequence[int]) -> dict[int, tuple[Tensor, ...]]:
         """``step``, ``B`` and ``C`` of each of some paths, by one product."""
+        order = sorted(chosen)
         weight: Tensor = self.x_proj_weight
-        weight = weight if len(chosen) == len(weight) else torch.stack([weight[k] for k in sorted(chosen)])
+        weight = weight if len(order) == len(weight) else torch.stack([weight[k] for k in order])
         gap = 0
-        if u.is_cuda and not watched():  # each part begins at a multiple of 8 numbers, which is read and written faster
-            step, mixes = weight.split([self.dt_rank, 2 * self.state], 1)
-            gap = -self.dt_rank % 8
-            weight = torch.cat([step, step.new_zeros(len(step), gap, self.inner), mixes], 1)
-        parts = F.linear(u, weight.flatten(0, 1)).split([self.dt_rank, gap, self.state, self.state] * len(chosen), -1)
-        places = [4 * sorted(chosen).index(k) for k in chosen]
-        return [(parts[at], parts[at + 2], parts[at + 3]) for at in places]
+        if u.is_cuda and not watched():
+            weight, gap = with_gap(weight, self.dt_rank)
+        parts = F.linear(u, weight.flatten(0, 1)).split([self.dt_rank, gap, self.state, self.state] * len(order), -1)
+        return {
+            k: (parts[at], parts[at + 2], parts[at + 3]) for k, at in zip(order, range(0, len(parts), 4), strict=True)
+        }
 
     def _path(
         self,

@@ -9,7 +9,7 @@ from slicescan.layers.depthwise import DepthwiseConv2d
 from slicescan.layers.hooks import are_weights, recomputes
 from slicescan.layers.pointwise import PointwiseConv2d
 from slicescan.ops.depthwise_conv import Gate
-from slicescan.ops.pointwise_conv import widened_conv
+from slicescan.ops.pointwise_conv import Affine, widened_conv
 from slicescan.ops.recompute import gated_feed_forward
 
 GATES: dict[Callable[[Tensor], Tensor], Gate] = {F.silu: "silu", F.gelu: "gelu"}
@@ -58,12 +58,10 @@ class GatedDconvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``(b, dim, h, w)``."""
-        again = self._computes_again(x)
-        if again or self._takes_one_pass(x):
-            first, around, last = ((c.weight, c.bias) for c in (self.project_in, self.dwconv, self.project_out))
-            if again:
-                return gated_feed_forward(x, first, around, last, GATES[self.activation])
-            return widened_conv(x, first, around, last)
+        if self._computes_again(x):
+            return gated_feed_forward(x, *self._affine(), GATES[self.activation])
+        if self._takes_one_pass(x):
+            return widened_conv(x, *self._affine())
         x = self.dwconv(self.project_in(x))
         if self.activation not in GATES:
             a, b = x.chunk(2, 1)
@@ -73,6 +71,11 @@ class GatedDconvFFN(nn.Module):
     def _computes_again(self, x: Tensor) -> bool:
         known = self.recompute and self.activation in GATES
         return known and recomputes([x], [self.project_in, self.project_out], self.dwconv)
+
+    def _affine(self) -> tuple[Affine, Affine, Affine]:
+        """Weights and biases of the three convolutions."""
+        first, around, last = self.project_in, self.dwconv, self.project_out
+        return (first.weight, first.bias), (around.weight, around.bias), (last.weight, last.bias)
 
     def _takes_one_pass(self, x: Tensor) -> bool:
         plain = x.is_cpu and self.activation is F.silu

@@ -135,9 +135,7 @@ class Mamba(nn.Module):
         """
         if looked_at() or not is_plain(self, Mamba) or dispatch.requested(None) == "reference":
             return False
-        if not all([is_plain(p, nn.Linear) for p in (self.in_proj, self.x_proj, self.out_proj)]):
-            return False
-        if self.x_proj.bias is not None or self.out_proj.bias is not None:
+        if self.out_proj.bias is not None or not self._projects_plainly():
             return False
         return not torch.is_grad_enabled() or self._computes_again(x)
 
@@ -215,9 +213,12 @@ class Mamba(nn.Module):
             return False
         if x.numel() < hooks.KEPT * x.shape[-1]:
             return False
-        if not all([is_plain(p, nn.Linear) for p in (self.in_proj, self.x_proj, self.out_proj)]):
-            return False
-        return self.x_proj.bias is None and can_recompute(x, self._weights())
+        return self._projects_plainly() and can_recompute(x, self._weights())
+
+    def _projects_plainly(self) -> bool:
+        """Whether the projections are but their weights, as blocks of this kind have them."""
+        plain = all([is_plain(p, nn.Linear) for p in (self.in_proj, self.x_proj, self.out_proj)])
+        return plain and self.x_proj.bias is None
 
     def _weights(self) -> Weights:
         return Weights(
@@ -260,9 +261,7 @@ class Mamba(nn.Module):
         """``step``, ``B`` and ``C`` of every position."""
         if not self._aligns(u):
             return apply_linear(self.x_proj, u).split([self.dt_rank, self.state, self.state], -1)
-        step, mixes = self.x_proj.weight.split([self.dt_rank, 2 * self.state])
-        gap = -self.dt_rank % 8
-        weight = torch.cat([step, step.new_zeros(gap, step.shape[1]), mixes])
+        weight, gap = with_gap(self.x_proj.weight, self.dt_rank)
         step, _, B, C = F.linear(u, weight).split([self.dt_rank, gap, self.state, self.state], -1)
         return step, B, C
 
@@ -277,6 +276,16 @@ class Mamba(nn.Module):
 
 def _joined(pieces: list[Tensor], across: int) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, across)
+
+
+def with_gap(weight: Tensor, rank: int) -> tuple[Tensor, int]:
+    """Matrices whose first ``rank`` rows make the steps, with rows of zeros behind those, and how many.
+
+    What the rows behind make then begins at a multiple of 8 numbers, which a GPU reads and writes faster.
+    """
+    step, mixes = weight.split([rank, weight.shape[-2] - rank], -2)
+    gap = -rank % 8
+    return torch.cat([step, step.new_zeros(*step.shape[:-2], gap, step.shape[-1]), mixes], -2), gap
 
 
 def log_decay(channels: int, state: int) -> Tensor:
