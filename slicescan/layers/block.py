@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from slicescan.layers.feedforward import GatedDconvFFN
 from slicescan.layers.hooks import is_plain
-from slicescan.layers.norm import LayerNorm2d, add_and_norm, with_body
+from slicescan.layers.norm import LayerNorm2d, with_body
+from slicescan.layers.residual import Branch, Residual
 from slicescan.layers.vssm import InterVSSM, IntraVSSM
 
 Layer = Callable[[int], nn.Module]
-Branch = tuple[nn.Module, nn.Module]
 
 
 class FeedForwardBlock(nn.Module):
@@ -42,17 +42,7 @@ class FeedForwardBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine ``(b, dim, h, w)``."""
-        x, branch = self.unsummed([x])
-        return x + branch
-
-    def unsummed(self, terms: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Refine a map, or the sum of two, up to the last residual: its input, and its branch.
-
-        ``terms`` is emptied, so that no caller keeps them.
-        """
-        x, normed = _enter(terms, self.norm1_ffn)
-        x, normed = add_and_norm(x, self.ffn1(normed), self.norm2_ffn)
-        return x, self.ffn2(normed)
+        return Residual(x).refined(self.branches()).total()
 
     def branches(self) -> list[Branch]:
         """Norm and layer of every residual, in order: what streaming runs one by one."""
@@ -101,19 +91,7 @@ class ScanBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine ``(b, dim, h, w)``."""
-        x, branch = self.unsummed([x])
-        return x + branch
-
-    def unsummed(self, terms: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Refine a map, or the sum of two, up to the last residual: its input, and its branch.
-
-        ``terms`` is emptied, so that no caller keeps them.
-        """
-        x, normed = _enter(terms, self.norm1_ssm)
-        x, normed = add_and_norm(x, self.intra(normed), self.norm1_ffn)
-        x, normed = add_and_norm(x, self.ffn1(normed), self.norm2_ssm)
-        x, normed = add_and_norm(x, self.inter(normed), self.norm2_ffn)
-        return x, self.ffn2(normed)
+        return Residual(x).refined(self.branches()).total()
 
     def branches(self) -> list[Branch]:
         """Norm and layer of every residual, in order: what streaming runs one by one."""
@@ -121,14 +99,14 @@ class ScanBlock(nn.Module):
         return [scan, feed, (self.norm2_ssm, self.inter), (self.norm2_ffn, self.ffn2)]
 
 
-def one_by_one(blocks: nn.Module, x: Tensor) -> Tensor:
+def one_by_one(blocks: nn.Module, x: Tensor | list[Tensor]) -> Tensor:
     """What ``blocks(x)`` is; the sum that ends a block is made together with the norm that begins the next.
 
     Blocks of other classes, and those that a hook looks at, are called.
 
     Args:
         blocks: Blocks of any kind.
-        x: ``(b, dim, h, w)``.
+        x: ``(b, dim, h, w)``; or a list of nothing else, which is emptied, so that the map is freed as early as may be.
 
     Example:
         >>> import torch
@@ -136,26 +114,14 @@ def one_by_one(blocks: nn.Module, x: Tensor) -> Tensor:
         >>> torch.equal(one_by_one(blocks, x), blocks(x))
         True
     """
-    if not is_plain(blocks, nn.Sequential):
-        return blocks(x)
-    terms = [x]
+    given = x if isinstance(x, list) else [x]
     del x
+    if not is_plain(blocks, nn.Sequential):
+        return blocks(given.pop())
+    residual = Residual(given.pop())
     for block in blocks:
         if is_plain(block, FeedForwardBlock) or is_plain(block, ScanBlock):
-            terms += block.unsummed(terms)
+            residual.refined(block.branches())
         else:
-            terms = [block(_sum(terms))]
-    return _sum(terms)
-
-
-def _sum(terms: list[Tensor]) -> Tensor:
-    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
-
-
-def _enter(terms: list[Tensor], norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """The sum of one or two terms, and its norm; the terms are let go."""
-    if len(terms) == 1:
-        x = terms.pop()
-        return x, norm(x)
-    branch, x = terms.pop(), terms.pop()
-    return add_and_norm(x, branch, norm)
+            residual = Residual(block(residual.total()))
+    return residual.total()

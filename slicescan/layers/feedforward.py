@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicescan.layers.depthwise import DepthwiseConv2d
-from slicescan.layers.hooks import are_weights, recomputes
+from slicescan.layers.hooks import are_weights, is_bare_product, is_plain, recomputes
 from slicescan.layers.pointwise import PointwiseConv2d
 from slicescan.ops.depthwise_conv import Gate
-from slicescan.ops.pointwise_conv import Affine, widened_conv
+from slicescan.ops.pointwise_conv import Affine, add_pointwise_conv, adds_product, widened_conv
 from slicescan.ops.recompute import gated_feed_forward
 
 GATES: dict[Callable[[Tensor], Tensor], Gate] = {F.silu: "silu", F.gelu: "gelu"}
@@ -62,11 +62,22 @@ class GatedDconvFFN(nn.Module):
             return gated_feed_forward(x, *self._affine(), GATES[self.activation])
         if self._takes_one_pass(x):
             return widened_conv(x, *self._affine())
+        return self.project_out(self._gated(x))
+
+    def adds_to(self, total: Tensor) -> bool:
+        """Whether a call may be :meth:`add_to`, which saves passes over the map."""
+        return adds_product(total) and is_plain(self, GatedDconvFFN) and is_bare_product(self.project_out)
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        """Add to a map, in its place, what the layer makes of ``x``; nothing is recorded for gradients."""
+        add_pointwise_conv(total, self._gated(x), self.project_out.weight)
+
+    def _gated(self, x: Tensor) -> Tensor:
         x = self.dwconv(self.project_in(x))
-        if self.activation not in GATES:
-            a, b = x.chunk(2, 1)
-            x = self.activation(a) * b
-        return self.project_out(x)
+        if self.activation in GATES:
+            return x
+        a, b = x.chunk(2, 1)
+        return self.activation(a) * b
 
     def _computes_again(self, x: Tensor) -> bool:
         known = self.recompute and self.activation in GATES

@@ -45,6 +45,11 @@ def is_pointwise(module: nn.Module) -> bool:
     return module.stride == (1, 1) and module.groups == 1
 
 
+def is_bare_product(module: nn.Module) -> bool:
+    """Whether a call of a module is a product with its weight and no more: a 1x1 convolution without a bias."""
+    return is_pointwise(module) and module.bias is None
+
+
 def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)`` for a map ``(b, h, w, c)``, by a kernel where a CPU has it and the module is a plain linear one."""
     if x.is_cpu and is_plain(module, nn.Linear):

@@ -8,14 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicescan.layers import hooks
 from slicescan.layers.hooks import apply_linear, is_plain
 from slicescan.ops import causal_conv, dispatch, slice_scan
-from slicescan.ops.library import looked_at, watched
+from slicescan.ops.library import autocast_dtype, looked_at, watched
 from slicescan.ops.mamba import Weights, can_recompute, decay_rates, mixed_again, scan_to
 
 PIECE, PIECE_CUDA = 2**22, 2**26
 """Elements of an inner map that a device works on at once without gradients; more take memory and save no time."""
+
+HALVED = 2**24
+"""Elements of an inner map above which a GPU works on two halves at least."""
+
+KEPT, KEPT_WIDE = 10_000, 100_000
+"""Pixels of a batch below which gradients keep the maps inside, in half precision and in float32.
+
+Full float32 is slow to compute anew.
+"""
 
 
 class Past(NamedTuple):
@@ -137,7 +145,7 @@ class Mamba(nn.Module):
             return False
         if self.out_proj.bias is not None or not self._projects_plainly():
             return False
-        return not torch.is_grad_enabled() or self._computes_again(x)
+        return not torch.is_grad_enabled() or self._differentiates(x)
 
     def add_scan(self, x: Tensor, weight: Tensor, total: Tensor | None, *, axis: Literal["h", "w"]) -> Tensor:
         """Add to a map what :meth:`scan` makes with another last projection, recorded for gradients.
@@ -152,7 +160,7 @@ class Mamba(nn.Module):
             ``(b, h, w, channels)``.
         """
         weights = self._weights()._replace(out_proj=weight)
-        return mixed_again(x, weights, axis, aligned=self._aligns(x), onto=total)
+        return mixed_again(x, weights, axis, aligned=self._aligns(x), onto=total, keep=self._keeps(x))
 
     def scan_to(self, x: Tensor, out: Tensor, *, axis: Literal["h", "w"], project: bool = False) -> None:
         """Write what :meth:`scan` makes to a map, such as some channels of a wider one; nothing is recorded.
@@ -163,15 +171,8 @@ class Mamba(nn.Module):
             axis: The axis that the sequences run along.
             project: Whether the last projection is applied.
         """
-        along, across = (1, 2) if axis == "h" else (2, 1)
-        slices = self._slices_at_once(x, along, across)
-        if not project:
-            scan_to(x, self._weights(), axis, out, aligned=self._aligns(x), slices=slices)
-            return
-        last = self.out_proj.weight.to(out.dtype).t()
-        for piece, place in zip(x.split(slices, across), out.split(slices, across), strict=True):
-            place, y = (t.flatten(2 - across, 3 - across) for t in (place, self._inner(piece, axis)[0]))
-            torch.bmm(y, last.expand(len(y), -1, -1), out=place)  # a product for each image, or each row
+        slices = self._slices_at_once(x, *((1, 2) if axis == "h" else (2, 1)))
+        scan_to(x, self._weights(), axis, out, aligned=self._aligns(x), slices=slices, project=project)
 
     def resume(self, x: Tensor, past: Past | None, *, axis: Literal["h", "w"]) -> tuple[Tensor, Past]:
         """Mix as :meth:`scan` does a part of a map whose sequences began in the parts before it.
@@ -197,23 +198,27 @@ class Mamba(nn.Module):
         return _joined(pieces, across), Past.cat(left, across)
 
     def _slices_at_once(self, x: Tensor, along: int, across: int) -> int:
-        piece = PIECE if x.is_cpu else PIECE_CUDA if x.is_cuda else 0
-        if not piece or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return x.shape[across]
-        return max(1, piece // max(1, x.shape[0] * x.shape[along] * self.D.numel()))
+        inner = x.shape[0] * x.shape[along] * x.shape[across] * self.D.numel()  # elements
+        pieces = _pieces(x.device.type, inner)
+        if pieces == 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return max(1, x.shape[across])
+        return -(-x.shape[across] // pieces)
 
     def _mixed(self, x: Tensor, axis: Literal["h", "w"]) -> Tensor:
-        if self._computes_again(x):
-            return mixed_again(x, self._weights(), axis, aligned=self._aligns(x))
+        if self._differentiates(x):
+            return mixed_again(x, self._weights(), axis, aligned=self._aligns(x), keep=self._keeps(x))
         return self._scan(x, axis)[0]
 
-    def _computes_again(self, x: Tensor) -> bool:
-        """Whether gradients may compute the inside anew: a GPU records them, and projections are but their weights."""
-        if not (self.recompute and x.is_cuda and torch.is_grad_enabled()) or torch.compiler.is_compiling():
-            return False
-        if x.numel() < hooks.KEPT * x.shape[-1]:
+    def _differentiates(self, x: Tensor) -> bool:
+        """Whether gradients are those written by hand: a GPU records them, and projections are but their weights."""
+        if not x.is_cuda or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
         return self._projects_plainly() and can_recompute(x, self._weights())
+
+    def _keeps(self, x: Tensor) -> bool:
+        """Whether gradients keep the maps inside instead of computing them anew."""
+        kept = KEPT if (autocast_dtype(x) or x.dtype).itemsize == 2 else KEPT_WIDE
+        return not self.recompute or x.numel() < kept * x.shape[-1]
 
     def _projects_plainly(self) -> bool:
         """Whether the projections are but their weights, as blocks of this kind have them."""
@@ -272,6 +277,15 @@ class Mamba(nn.Module):
     def extra_repr(self) -> str:
         """Sizes that the submodules do not show, for ``repr``."""
         return f"state={self.state}, dt_rank={self.dt_rank}"
+
+
+def _pieces(kind: str, elements: int) -> int:
+    """In how many pieces a kind of device works on an inner map."""
+    if kind == "cpu":
+        return -(-elements // PIECE) or 1
+    if kind != "cuda":
+        return 1
+    return max(-(-elements // PIECE_CUDA), 2 if elements > HALVED else 1)
 
 
 def _joined(pieces: list[Tensor], across: int) -> Tensor:

@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 from slicescan.layers.depthwise import DepthwiseConv2d
 from slicescan.layers.halves import HalvesScanner
-from slicescan.layers.hooks import are_weights, is_plain, recomputes
+from slicescan.layers.hooks import are_weights, is_bare_product, is_plain, recomputes
 from slicescan.layers.inter_scan import InterScan
 from slicescan.layers.memory_order import channels_last, ordered_like
 from slicescan.layers.pointwise import PointwiseConv2d
 from slicescan.layers.slice_scan import SliceScan2D
 from slicescan.layers.strips import Strip, Treat
 from slicescan.ops.depthwise_conv import conv_halves
-from slicescan.ops.pointwise_conv import gated_pointwise_conv, widened_conv
+from slicescan.ops.pointwise_conv import add_pointwise_conv, adds_product, gated_pointwise_conv, widened_conv
 from slicescan.ops.recompute import gated_projection, widened
 from slicescan.ops.silu_gate import silu_gate
 
@@ -34,9 +34,22 @@ class _GatedShell(HalvesScanner):
         self.proj_out = PointwiseConv2d(inner, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        return ordered_like(self._narrow(*self._gate_and_scanned(x)), x)
+
+    def adds_to(self, total: Tensor) -> bool:
+        """Whether a call may be :meth:`add_to`, which saves passes over the map."""
+        known = is_plain(self, IntraVSSM) or is_plain(self, InterVSSM)
+        return known and adds_product(total) and is_bare_product(self.proj_out)
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        """Add to a map, in its place, what the layer makes of ``x``; nothing is recorded for gradients."""
+        add_pointwise_conv(total, silu_gate(*self._gate_and_scanned(x)), self.proj_out.weight)
+
+    def _gate_and_scanned(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The gate of what is scanned, and the scanned map."""
         halves = self._widen(x)
         scanned = self._mixed(halves.pop(0))  # nobody else has it, so that it may be freed inside
-        return ordered_like(self._narrow(halves.pop(), scanned), x)
+        return halves.pop(), scanned
 
     def _widen(self, x: Tensor) -> list[Tensor]:
         """What is scanned, and its gate."""

@@ -290,10 +290,14 @@ class Restorer(nn.Module):
 
     # Helpers of subclasses
 
-    def run_blocks(self, blocks: nn.Module, x: Tensor) -> Tensor:
-        """Run a stage; with gradient checkpointing, keep only what passes from block to block."""
+    def run_blocks(self, blocks: nn.Module, x: Tensor | list[Tensor]) -> Tensor:
+        """Run a stage; with gradient checkpointing, keep only what passes from block to block.
+
+        ``x`` may be a list of one map, which is emptied: the map is then freed as early as may be.
+        """
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
             return one_by_one(blocks, x)
+        x = x.pop() if isinstance(x, list) else x
         for block in blocks.children():
             x = checkpoint(block, x, use_reentrant=False)
         return x

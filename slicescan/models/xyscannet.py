@@ -172,14 +172,13 @@ class XYScanNet(Restorer):
         e1 = self.run_blocks(self.encoder_level1, self.patch_embed(x))
         e2 = self.run_blocks(self.encoder_level2, self.down1_2(e1))
         e3 = self.run_blocks(self.encoder_level3, self.down2_3(e2))
-        f1, f2 = self._fuse(e1, e2, e3)
+        fused = [*self._fuse(e1, e2, e3)]
         del e1, e2  # what is not needed again makes room
         d3 = self.run_blocks(self.decoder_level3, e3)
-        d2 = self.reduce_chan_level2(torch.cat([self.up3_2(d3), f2], 1))
-        del e3, f2
+        del e3
+        d2 = [self.reduce_chan_level2(torch.cat([self.up3_2(d3), fused.pop()], 1))]
         d2 = self.run_blocks(self.decoder_level2, d2)
-        d1 = self.reduce_chan_level1(torch.cat([self.up2_1(d2), f1], 1))
-        del f1
+        d1 = [self.reduce_chan_level1(torch.cat([self.up2_1(d2), fused.pop()], 1))]
         d1 = self.run_blocks(self.decoder_level1, d1)
         return [d1, d2, d3]
 

@@ -1,4 +1,4 @@
-"""A Mamba block as a function of its weights, whose gradients keep the input alone and compute the rest anew.
+"""A Mamba block as a function of its weights, whose gradients may keep the input alone and compute the rest anew.
 
 Keeping nothing inside frees the maps between two blocks; written by hand, the gradients also spare the passes over maps
 in which automatic differentiation adds and joins them: those of both halves of the first projection are written into
@@ -63,8 +63,10 @@ def can_recompute(x: Tensor, weights: Weights) -> bool:
     return wanted and all([is_ordinary(t) for t in given]) and dispatch.requested(None) != "reference"
 
 
-def mixed_again(x: Tensor, weights: Weights, axis: Axis, *, aligned: bool, onto: Tensor | None = None) -> Tensor:
-    """The same as :func:`mixed`; only ``x`` is kept for the gradients.
+def mixed_again(
+    x: Tensor, weights: Weights, axis: Axis, *, aligned: bool, onto: Tensor | None = None, keep: bool = False
+) -> Tensor:
+    """The same as :func:`mixed`; only ``x`` is kept for the gradients, or with ``keep`` what lies inside as well.
 
     Args:
         x: ``(b, h, w, dim)``, any strides.
@@ -72,28 +74,40 @@ def mixed_again(x: Tensor, weights: Weights, axis: Axis, *, aligned: bool, onto:
         axis: ``"w"`` mixes each row, ``"h"`` each column.
         aligned: Whether step, B and C of a pixel begin at multiples of 8 numbers; no result depends on it.
         onto: A contiguous map that the result is added to in place, and that is returned.
+        keep: Whether to keep the maps inside, which takes memory and saves time.
     """
-    return _Again.apply(axis, aligned, onto, x, *weights)
+    return _Again.apply(axis, aligned, keep, onto, x, *weights)
 
 
-def scan_to(x: Tensor, weights: Weights, axis: Axis, out: Tensor, *, aligned: bool, slices: int) -> None:
+def scan_to(
+    x: Tensor, weights: Weights, axis: Axis, out: Tensor, *, aligned: bool, slices: int, project: bool = False
+) -> None:
     """Write what the last projection of :func:`mixed` is given to a map; nothing is recorded for gradients.
 
     Args:
         x: ``(b, h, w, dim)``, any strides.
-        weights: Parameters; those of the last projection do not matter.
+        weights: Parameters; unless ``project``, those of the last projection do not matter.
         axis: ``"w"`` mixes each row, ``"h"`` each column.
-        out: ``(b, h, w, d)``, any strides, in the dtype that the maps of ``x`` have.
+        out: ``(b, h, w, d)``, or ``(b, h, w, dim)`` with ``project``, any strides, in the dtype that the maps of ``x``
+            have.
         aligned: As in :func:`mixed_again`.
         slices: Rows or columns that are mixed at once.
+        project: Whether to apply the last projection, which has no bias.
     """
     cast, across = autocast_dtype(x), 2 if axis == "h" else 1
     gap = -weights.dt_proj.shape[1] % 8 if aligned else 0
     with without_autocast(x.device.type):
         laid = _lay(weights, cast or x.dtype, cast, gap)
         for piece, place in zip(x.split(slices, across), out.split(slices, across), strict=True):
-            call = _inner(piece if cast is None else piece.to(cast), weights, laid, axis, gap).call
-            low_rank.forward(dispatch.load(dispatch.pick(call)), call, save=False, out=place)
+            call = _call(
+                _inner(piece if cast is None else piece.to(cast), weights, laid, axis, gap), weights, laid, axis, gap
+            )
+            y = low_rank.forward(dispatch.load(dispatch.pick(call)), call, save=False, out=None if project else place)[
+                0
+            ]
+            del call  # so that it makes room for that of the next piece
+            if project:
+                _product(y, laid.out_proj, None, place)
 
 
 class _Laid(NamedTuple):
@@ -110,7 +124,7 @@ class _Laid(NamedTuple):
 class _Again(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, axis: Axis, aligned: bool, onto: Tensor | None, x: Tensor, *parameters: Tensor | None
+        ctx: Any, axis: Axis, aligned: bool, keep: bool, onto: Tensor | None, x: Tensor, *parameters: Tensor | None
     ) -> Tensor:
         weights = Weights(*parameters)  # type: ignore[arg-type]
         ctx.axis, ctx.cast = axis, autocast_dtype(x)
@@ -118,13 +132,13 @@ class _Again(torch.autograd.Function):
         with without_autocast(x.device.type):
             laid = _lay(weights, ctx.cast or x.dtype, ctx.cast, ctx.gap)
             inner = _inner(x if ctx.cast is None else x.to(ctx.cast), weights, laid, axis, ctx.gap)
-            ctx.backend = dispatch.pick(inner.call)
-            y = low_rank.forward(dispatch.load(ctx.backend), inner.call, save=False)[0]
-            ctx.save_for_backward(x, *parameters, *laid)
+            call = _call(inner, weights, laid, axis, ctx.gap)
+            ctx.backend = dispatch.pick(call)
+            y, _, states = low_rank.forward(dispatch.load(ctx.backend), call, save=keep)
+            ctx.save_for_backward(x, *parameters, *laid, *((*inner, y, states) if keep else ()))
             if onto is None:  # made whole, as a view of it could not be added to
                 made = y.new_empty(*x.shape[:3], len(laid.out_proj))
-                _product(y.flatten(0, 2), laid.out_proj, laid.out_bias, made.view(-1, made.shape[3]))
-                return made
+                return _product(y, laid.out_proj, laid.out_bias, made)
             ctx.mark_dirty(onto)
             total = onto.view(-1, onto.shape[3]).addmm_(y.flatten(0, 2), laid.out_proj.t())
             if laid.out_bias is not None:
@@ -133,17 +147,17 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_onto = grad if ctx.needs_input_grad[2] else None
+        grad_onto = grad if ctx.needs_input_grad[3] else None
         if torch.is_grad_enabled() or looked_at():
-            return (None, None, grad_onto, *_by_autograd(ctx, grad))
+            return (None, None, None, grad_onto, *_by_autograd(ctx, grad))
         with without_autocast(grad.device.type):
-            return (None, None, grad_onto, *_gradients(ctx, grad))
+            return (None, None, None, grad_onto, *_gradients(ctx, grad))
 
 
 def _by_autograd(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     """Gradients that can be differentiated or counted, of the operations that define the block."""
     given = ctx.saved_tensors[: 1 + len(Weights._fields)]
-    needed = ctx.needs_input_grad[3:]
+    needed = ctx.needs_input_grad[4:]
     kind, cast = grad.device.type, ctx.cast
     region = without_autocast(kind) if cast is None else torch.autocast(kind, dtype=cast)
     with torch.enable_grad(), region:
@@ -154,24 +168,26 @@ def _by_autograd(ctx: Any, grad: Tensor) -> list[Tensor | None]:
 
 
 class _Inner(NamedTuple):
-    """What lies between a block's first and last projection."""
+    """Maps between a block's first and last projection."""
 
-    pixels: Tensor  # of the input, (b h w, dim)
-    raw: Tensor  # before the convolution
-    call: ScanCall
+    wide: Tensor  # both halves of the first projection
+    u: Tensor  # the first half behind the convolution
+    mixes: Tensor  # step, a gap, B and C
 
 
 def _inner(x: Tensor, weights: Weights, laid: _Laid, axis: Axis, gap: int) -> _Inner:
     """Compute what the scan takes; ``x`` is in the dtype of the maps."""
-    pixels, size = x.flatten(0, 2), x.shape[:3] + (-1,)
-    raw, z = _product(pixels, laid.in_proj, laid.in_bias).view(size).chunk(2, -1)
-    u = conv_silu(raw, weights.conv[:, 0], weights.conv_bias, axis)
-    step, B, C = _parts(torch.mm(u.flatten(0, 2), laid.x_proj.t()).view(size), weights, gap)
-    wide = laid.A.dtype
+    wide = _product(x, laid.in_proj, laid.in_bias)
+    u = conv_silu(wide.chunk(2, -1)[0], weights.conv[:, 0], weights.conv_bias, axis)
+    return _Inner(wide, u, _product(u, laid.x_proj, None))
+
+
+def _call(inner: _Inner, weights: Weights, laid: _Laid, axis: Axis, gap: int) -> ScanCall:
+    step, B, C = _parts(inner.mixes, weights, gap)
+    wide, z = laid.A.dtype, inner.wide.chunk(2, -1)[1]
     bias = None if weights.dt_bias is None else weights.dt_bias.to(wide)
-    call = ScanCall(u, step, laid.A, B, C, weights.D.to(wide), z, bias, None, weights.dt_proj.to(wide), axis,
+    return ScanCall(inner.u, step, laid.A, B, C, weights.D.to(wide), z, bias, None, weights.dt_proj.to(wide), axis,
                     delta_softplus=True)  # fmt: skip
-    return _Inner(pixels, raw, call)
 
 
 def _parts(mixes: Tensor, weights: Weights, gap: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,11 +199,15 @@ def _parts(mixes: Tensor, weights: Weights, gap: int) -> tuple[Tensor, Tensor, T
 
 def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     x, *saved = ctx.saved_tensors
-    weights, laid = Weights(*saved[: len(Weights._fields)]), _Laid(*saved[len(Weights._fields) :])
-    needs_x, needs = ctx.needs_input_grad[3], Weights(*ctx.needs_input_grad[4:])
+    parameters, rest = len(Weights._fields), len(Weights._fields) + len(_Laid._fields)
+    weights, laid, kept = Weights(*saved[:parameters]), _Laid(*saved[parameters:rest]), saved[rest:]
+    needs_x, needs = ctx.needs_input_grad[4], Weights(*ctx.needs_input_grad[5:])
     backend, found = dispatch.load(ctx.backend), dict.fromkeys(Weights._fields)
-    pixels, raw, call = _inner(x if ctx.cast is None else x.to(ctx.cast), weights, laid, ctx.axis, ctx.gap)
-    y, _, saved = low_rank.forward(backend, call, save=True)
+    given = x if ctx.cast is None else x.to(ctx.cast)
+    inner = _Inner(*kept[:3]) if kept else _inner(given, weights, laid, ctx.axis, ctx.gap)
+    call = _call(inner, weights, laid, ctx.axis, ctx.gap)
+    raw, pixels = inner.wide.chunk(2, -1)[0], given.flatten(0, 2)
+    y, states = kept[3:] if kept else low_rank.forward(backend, call, save=True)[::2]
     y, grad = y.flatten(0, 2), grad.flatten(0, 2)
     if needs.out_proj:
         found["out_proj"] = grad.t() @ y
@@ -195,7 +215,7 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
         found["out_bias"] = grad.sum(0)
     if not (needs_x or any(needs[:-2])):
         return [None, *_typed(weights, found, ctx.gap)]
-    grad_y = torch.mm(grad, laid.out_proj, out=y).view(call.u.shape)  # in the place of y
+    grad_y = torch.mm(grad, laid.out_proj, out=None if kept else y).view(call.u.shape)  # in the place of y
     del y
 
     both = torch.empty(*x.shape[:3], len(laid.in_proj), dtype=raw.dtype, device=x.device)
@@ -204,8 +224,8 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     step, B, C = _parts(mixes, weights, ctx.gap)
     if ctx.gap:
         mixes[..., (rank := step.shape[-1]) : rank + ctx.gap] = 0
-    grads = low_rank.backward(backend, call, saved, grad_y, None, {"delta": step, "B": B, "C": C, "z": grad_z})
-    del grad_y, saved
+    grads = low_rank.backward(backend, call, states, grad_y, None, {"delta": step, "B": B, "C": C, "z": grad_z})
+    del grad_y, states
     if needs.A_log:
         found["A_log"] = grads.A * laid.A
     found |= {"D": grads.D, "dt_proj": grads.delta_weight, "dt_bias": grads.delta_bias}
@@ -231,10 +251,27 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     return [grad_x, *_typed(weights, kept, ctx.gap)]
 
 
-def _product(pixels: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
-    if bias is None:
-        return torch.mm(pixels, weight.t(), out=out)
-    return torch.addmm(bias, pixels, weight.t(), out=out)
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` for every pixel of a map, into ``out`` if that is given; neither is copied."""
+    b, h, w = x.shape[:3]
+    if out is None:
+        out = x.new_empty(b, h, w, len(weight))
+    if all([_lies_in_a_row(t) for t in (x, out)]):
+        pixels, place = (t.view(-1, t.shape[3]) for t in (x, out))
+        if bias is None:
+            torch.mm(pixels, weight.t(), out=place)
+        else:
+            torch.addmm(bias, pixels, weight.t(), out=place)
+        return out
+    for image, place in zip(x, out, strict=True):  # a product for each row
+        torch.bmm(image, weight.t().expand(h, -1, -1), out=place)
+    return out if bias is None else out.add_(bias)
+
+
+def _lies_in_a_row(x: Tensor) -> bool:
+    """Whether all pixels of a map follow each other at one distance."""
+    shape, stride = x.shape, x.stride()
+    return all([shape[i] == 1 or stride[i] == shape[i + 1] * stride[i + 1] for i in (0, 1)])
 
 
 def _lay(weights: Weights, maps: torch.dtype, cast: torch.dtype | None, gap: int) -> _Laid:

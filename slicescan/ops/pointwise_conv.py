@@ -6,7 +6,7 @@ from torch import Tensor
 
 from slicescan.ops import dispatch
 from slicescan.ops.depthwise_conv import depthwise_conv
-from slicescan.ops.library import is_final
+from slicescan.ops.library import autocast_dtype, is_final, looked_at, watched
 from slicescan.ops.silu_gate import silu_gate
 
 Affine = tuple[Tensor, Tensor | None]
@@ -17,7 +17,8 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     """Multiply the channels of every pixel of ``(b, c, h, w)`` by a matrix, ``(o, c, 1, 1)``, and add ``(o,)``.
 
     On a CPU, float32 images with the channels of a pixel side by side take a kernel where nothing records gradients;
-    their pixels may lie apart, as in some channels of a wider image.
+    their pixels may lie apart, as in some channels of a wider image. In half precision on a GPU such images are one
+    matrix product; in float32 it stays the convolution, whose arithmetic users choose separately.
 
     Example:
         >>> pointwise_conv(torch.ones(1, 3, 1, 2), torch.ones(2, 3, 1, 1), torch.tensor([0.0, 1.0]))[0, :, 0]
@@ -26,7 +27,55 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     """
     if _has_kernels([x], [(weight, bias)]) and _fits(x.shape[1], weight):
         return dispatch.load("cpu.pointwise").product(x, (weight, bias))
+    return torch_pointwise_conv(x, weight, bias)
+
+
+def torch_pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`pointwise_conv` by PyTorch's own kernels.
+
+    Example:
+        >>> torch_pointwise_conv(torch.ones(1, 3, 1, 1), torch.ones(1, 3, 1, 1)).item()
+        3.0
+    """
+    if is_product(x, weight):
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
     return F.conv2d(x, weight, bias)
+
+
+def is_product(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution is run as a matrix product: a 1x1 one, in half precision on a GPU."""
+    dense = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return dense and _halves_precision(x) and not watched() and _fits(x.shape[1], weight)
+
+
+def adds_product(total: Tensor) -> bool:
+    """Whether :func:`add_pointwise_conv` may add to a map, in half precision on a GPU that records no gradients."""
+    if torch.is_grad_enabled() or looked_at() or not _halves_precision(total):
+        return False
+    return total.dtype.itemsize == 2 and total.is_contiguous(memory_format=torch.channels_last)
+
+
+def add_pointwise_conv(total: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Add a 1x1 convolution of ``x`` to a map in its place, which saves the passes of a sum.
+
+    Args:
+        total: ``(b, o, h, w)``, with the channels of a pixel side by side.
+        x: ``(b, c, h, w)`` in the dtype of ``total``.
+        weight: ``(o, c, 1, 1)``.
+
+    Example:
+        >>> total = torch.ones(1, 2, 1, 2)
+        >>> add_pointwise_conv(total, torch.ones(1, 3, 1, 2), torch.ones(2, 3, 1, 1))
+        >>> total.flatten()
+        tensor([4., 4., 4., 4.])
+    """
+    pixels = x.permute(0, 2, 3, 1).flatten(0, 2)
+    total.permute(0, 2, 3, 1).view(-1, total.shape[1]).addmm_(pixels, weight.to(x.dtype).flatten(1).t())
+
+
+def _halves_precision(x: Tensor) -> bool:
+    """Whether products with ``x`` are in half precision, on a GPU."""
+    return x.is_cuda and (autocast_dtype(x) or x.dtype).itemsize == 2
 
 
 def pointwise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

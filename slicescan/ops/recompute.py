@@ -8,21 +8,18 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.ops import dispatch
 from slicescan.ops.depthwise_conv import Gate, depthwise_conv, ordinary
 from slicescan.ops.library import autocast_dtype, looked_at, runs_kernels, without_autocast
+from slicescan.ops.pointwise_conv import Affine, is_product, torch_pointwise_conv
 from slicescan.ops.silu_gate import silu_gate
-
-Convolution = tuple[Tensor, Tensor | None]
-"""Weight and bias."""
 
 _Gradients = tuple[Tensor | None, ...]
 
 
-def gated_feed_forward(x: Tensor, first: Convolution, around: Convolution, last: Convolution, gate: Gate) -> Tensor:
+def gated_feed_forward(x: Tensor, first: Affine, around: Affine, last: Affine, gate: Gate) -> Tensor:
     """``last(depthwise_conv(first(x), gate=gate))``, of which ``x`` alone is kept: one map of about four.
 
     Args:
@@ -43,7 +40,7 @@ def gated_feed_forward(x: Tensor, first: Convolution, around: Convolution, last:
     return _FeedForward.apply(gate, x, *outer[:2], *around, *outer[2:])
 
 
-def widened(x: Tensor, first: Convolution, around: Convolution) -> tuple[Tensor, Tensor]:
+def widened(x: Tensor, first: Affine, around: Affine) -> tuple[Tensor, Tensor]:
     """The halves of ``depthwise_conv(first(x))``, of which ``x`` alone is kept: one map of three.
 
     Args:
@@ -61,7 +58,7 @@ def widened(x: Tensor, first: Convolution, around: Convolution) -> tuple[Tensor,
     return _Widened.apply(x, *outer, *around)
 
 
-def gated_projection(gate: Tensor, x: Tensor, last: Convolution) -> Tensor:
+def gated_projection(gate: Tensor, x: Tensor, last: Affine) -> Tensor:
     """``last(silu(gate) * x)``, of which the product is not kept.
 
     Args:
@@ -80,7 +77,7 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def plain(gate: Gate, x: Tensor, *parameters: Any) -> Tensor:
         weight, bias, taps, shift, last, last_bias = parameters
-        return F.conv2d(_around(F.conv2d(x, weight, bias), taps, shift, gate), last, last_bias)
+        return torch_pointwise_conv(_around(torch_pointwise_conv(x, weight, bias), taps, shift, gate), last, last_bias)
 
     @staticmethod
     def forward(ctx: Any, gate: Gate, *tensors: Any) -> Tensor:
@@ -95,7 +92,7 @@ class _FeedForward(torch.autograd.Function):
             return None, *_by_autograd(partial(_FeedForward.plain, ctx.gate), ctx.saved_tensors, needs, [grad_y])
         x, weight, bias, taps, shift, last, last_bias = ctx.saved_tensors
         with without_autocast(x.device.type):
-            wide = F.conv2d(x, weight, bias)
+            wide = torch_pointwise_conv(x, weight, bias)
             if _fast(wide) and any(needs[:5]):  # the kernel that takes the gradients finds the gated map on the way
                 gated = torch.empty_like(wide[:, : last.shape[1]], memory_format=torch.channels_last)
                 grad_gated = _conv_gradients(grad_y, gated, last, None, [True, False, False])[0]
@@ -118,7 +115,7 @@ class _Widened(torch.autograd.Function):
     @staticmethod
     def plain(x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
         weight, bias, taps, shift = parameters
-        return _around(F.conv2d(x, weight, bias), taps, shift, None).chunk(2, 1)
+        return _around(torch_pointwise_conv(x, weight, bias), taps, shift, None).chunk(2, 1)
 
     @staticmethod
     def forward(ctx: Any, *tensors: Any) -> tuple[Tensor, ...]:
@@ -132,7 +129,7 @@ class _Widened(torch.autograd.Function):
             return _by_autograd(_Widened.plain, ctx.saved_tensors, needs, grads)
         x, weight, bias, taps, shift = ctx.saved_tensors
         with without_autocast(x.device.type):
-            wide = F.conv2d(x, weight, bias)
+            wide = torch_pointwise_conv(x, weight, bias)
             if _fast(wide):
                 grad_wide, *middles = _from_halves(wide, taps, shift, grads)
             else:
@@ -146,7 +143,7 @@ class _Widened(torch.autograd.Function):
 class _GatedProjection(torch.autograd.Function):
     @staticmethod
     def plain(gate: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(silu_gate(gate, x).to(weight.dtype), weight, bias)
+        return torch_pointwise_conv(silu_gate(gate, x).to(weight.dtype), weight, bias)
 
     @staticmethod
     def forward(ctx: Any, *tensors: Any) -> Tensor:
@@ -241,6 +238,8 @@ def _conv_gradients(
     """Gradients of a convolution's ``x``, weight and bias by the kernels of its own backward pass; zeros lie around."""
     if grad_y is None or not any(needs):
         return None, None, None
+    if is_product(x, weight):
+        return _product_gradients(grad_y, x, weight, needs)
     around, groups = weight.shape[2] // 2, x.shape[1] // weight.shape[1]
     sizes = None if bias is None else [weight.shape[0]]
     taps = weight.to(x.dtype)
@@ -248,6 +247,18 @@ def _conv_gradients(
         grad_y, x, taps, sizes, [1, 1], [around, around], [1, 1], False, [0, 0], groups, list(needs)
     )
     dweight, dbias = (t if t is None else t.to(weight.dtype) for t in (dweight, dbias))
+    return dx, dweight, dbias
+
+
+def _product_gradients(grad_y: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool]) -> _Gradients:
+    """The same of a 1x1 convolution that is run as a matrix product."""
+    pixels, grads = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (x, grad_y))
+    needs_x, needs_weight, needs_bias = needs
+    dx = torch.mm(grads, weight.to(x.dtype).flatten(1)) if needs_x else None
+    dweight = (grads.t() @ pixels).view_as(weight).to(weight.dtype) if needs_weight else None
+    dbias = grads.sum(0).to(weight.dtype) if needs_bias else None
+    if dx is not None:
+        dx = dx.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
     return dx, dweight, dbias
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from slicescan.layers import Mamba
+from slicescan.layers.mamba import HALVED, KEPT, KEPT_WIDE, PIECE, PIECE_CUDA, _pieces
 from tests.layers import restated
 from tests.layers.agreement import assert_restates, noise, relative
 
@@ -97,7 +98,7 @@ def test_what_gpus_do_otherwise_changes_nothing(axis, monkeypatch):
     seed = torch.randn(2, 3, 7, 36, dtype=torch.float64)
     plain = layer.scan(x, axis=axis)
     expected = [plain, *torch.autograd.grad(plain, leaves, seed)]
-    monkeypatch.setattr(Mamba, "_computes_again", lambda *_: True)
+    monkeypatch.setattr(Mamba, "_differentiates", lambda *_: True)
     monkeypatch.setattr(Mamba, "_aligns", lambda *_: True)
     y = layer.scan(x, axis=axis)
     for found, value in zip([y, *torch.autograd.grad(y, leaves, seed)], expected, strict=True):
@@ -110,10 +111,10 @@ def test_a_projection_that_is_hooked_or_replaced_is_called(monkeypatch):
 
     def changed(name, change):
         layer = Mamba(8)
-        assert layer._aligns(u) and layer._computes_again(u)
+        assert layer._aligns(u) and layer._differentiates(u)
         change(layer, name)
         assert layer._aligns(u) == (name != "x_proj")
-        assert not layer._computes_again(u)
+        assert not layer._differentiates(u)
 
     for name in ("in_proj", "x_proj", "out_proj"):
         changed(name, lambda layer, name: getattr(layer, name).register_forward_hook(lambda *_: None))
@@ -121,18 +122,40 @@ def test_a_projection_that_is_hooked_or_replaced_is_called(monkeypatch):
     changed("x_proj", lambda layer, name: setattr(layer, name, nn.Linear(16, 33)))
 
 
-def test_maps_are_kept_where_they_are_asked_for_or_nothing_records_gradients():
-    layer, u = Mamba(8), SimpleNamespace(is_cuda=True, shape=(1, 8), numel=lambda: 10**7)
-    with torch.no_grad():
-        assert not layer._computes_again(u)
+def test_maps_are_kept_where_they_are_asked_for_or_small():
+    layer = Mamba(8)
+
+    def keeps(pixels, dtype):
+        return layer._keeps(torch.empty(1, 1, pixels, 8, dtype=dtype))
+
+    assert keeps(KEPT - 1, torch.bfloat16) and not keeps(KEPT, torch.bfloat16)
+    assert keeps(KEPT_WIDE - 1, torch.float32) and not keeps(KEPT_WIDE, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not keeps(KEPT, torch.float32)
     layer.recompute = False
-    assert not layer._computes_again(u)
+    assert keeps(KEPT_WIDE, torch.float32)
+
+
+def test_nothing_is_differentiated_where_nothing_records_gradients():
+    with torch.no_grad():
+        assert not Mamba(8)._differentiates(SimpleNamespace(is_cuda=True, shape=(1, 8), numel=lambda: 10**7))
+
+
+@pytest.mark.parametrize(
+    ("kind", "elements", "pieces"),
+    [
+        ("cpu", 0, 1), ("cpu", PIECE, 1), ("cpu", PIECE + 1, 2), ("mps", 2**40, 1), ("cuda", HALVED, 1),
+        ("cuda", HALVED + 1, 2), ("cuda", 2 * PIECE_CUDA, 2), ("cuda", 2 * PIECE_CUDA + 1, 3),
+    ],
+)  # fmt: skip
+def test_large_maps_are_cut_into_pieces_of_like_size(kind, elements, pieces):
+    assert _pieces(kind, elements) == pieces
 
 
 def test_a_part_of_a_sequence_keeps_what_the_next_needs(monkeypatch):
     layer = restated.perturb(Mamba(4, state=3))
     x = noise(1, 3, 5, 4)
-    monkeypatch.setattr(Mamba, "_computes_again", lambda *_: True)
+    monkeypatch.setattr(Mamba, "_differentiates", lambda *_: True)
     first, past = layer.resume(x[:, :2], None, axis="h")
     joined = torch.cat([first, layer.resume(x[:, 2:], past, axis="h")[0]], 1)
     assert relative(joined, layer.scan(x, axis="h")) < 1e-12

@@ -115,7 +115,7 @@ def joining(monkeypatch):
 @pytest.mark.parametrize("piece", [1, 2**20])
 def test_the_last_two_projections_may_be_one_product(shared, recorded, piece, joining, monkeypatch):
     monkeypatch.setattr("slicescan.layers.mamba.PIECE", piece)
-    monkeypatch.setattr(Mamba, "_computes_again", lambda self, x: True)
+    monkeypatch.setattr(Mamba, "_differentiates", lambda self, x: True)
     layer = SliceScan2D(4, state=3, shared=shared)
     if recorded:
         assert_restates(layer, restated.slice_scan, noise(2, 4, 3, 5))
@@ -147,7 +147,7 @@ def test_one_product_in_bfloat16_is_as_near_as_two(recorded, monkeypatch):
     errors = []
     for joined in (True, False):
         monkeypatch.setattr(SliceScan2D, "_joins", lambda *_, joined=joined: joined)
-        monkeypatch.setattr(Mamba, "_computes_again", lambda self, x: recorded)
+        monkeypatch.setattr(Mamba, "_differentiates", lambda self, x: recorded)
         with torch.set_grad_enabled(recorded), torch.autocast("cpu", torch.bfloat16):
             y = layer(x.float())
         assert y.dtype == torch.bfloat16

@@ -66,6 +66,8 @@ def judge(x, weights, axis, aligned, region=contextlib.nullcontext):
         assert (value.dtype, value.shape) == (like.dtype, like.shape), name
         rounding = max(torch.finfo(found["y"].dtype).eps, 1e-12)  # the exact ones are float64 themselves
         assert relative(value, exact[name]) <= 2 * relative(like, exact[name]) + rounding, name
+    for name, value in inside(lambda *given: mixed_again(*given, axis, aligned=aligned, keep=True)).items():
+        assert torch.equal(value, found[name]), name
 
 
 CASES = {
@@ -168,9 +170,10 @@ def test_the_result_may_be_added_to_a_map(bias):
         assert relative(found, value) < 1e-12
 
 
-def test_a_graph_of_the_gradients_changes_none():
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_graph_of_the_gradients_changes_none(keep):
     x, weights = draw()
-    y = mixed_again(x, weights, "w", aligned=True)
+    y = mixed_again(x, weights, "w", aligned=True, keep=keep)
     total, leaves = y.square().sum(), [x, *weights]
     plain = torch.autograd.grad(total, leaves, retain_graph=True)
     for found, value in zip(torch.autograd.grad(total, leaves, create_graph=True), plain, strict=True):
@@ -199,6 +202,22 @@ def test_it_stands_in_only_where_gradients_are_wanted_and_nobody_watches(monkeyp
     torch.func.vmap(lambda x: [x, can_recompute(x[None], weights) and pytest.fail("inside vmap")][0])(x)
     monkeypatch.setenv(dispatch.VARIABLE, "reference")
     assert not can_recompute(x, weights)
+
+
+@pytest.mark.parametrize("axis", ["h", "w"])
+@pytest.mark.parametrize("project", [False, True])
+def test_pieces_of_a_map_are_written_where_they_belong(axis, project):
+    x, weights = draw(b=2, h=5, w=7, bias=False)
+    place = torch.zeros(2, 5, 7, 50, dtype=DOUBLE)
+    out = place[..., 2:14] if project else place[..., 2:26]
+    last = weights if project else weights._replace(out_proj=torch.eye(24, dtype=DOUBLE))
+    with torch.no_grad():
+        expected = mixed(x, last, axis)
+        for slices in (7, 3, 2):
+            place.zero_()
+            scan_to(x, weights, axis, out, aligned=True, slices=slices, project=project)
+            assert relative(out, expected) < 1e-12
+            assert not place[..., :2].any() and not place[..., 26:].any()
 
 
 @pytest.fixture
