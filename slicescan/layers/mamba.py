@@ -16,8 +16,11 @@ from slicescan.ops.mamba import Weights, can_recompute, decay_rates, mixed_again
 PIECE, PIECE_CUDA = 2**22, 2**26
 """Elements of an inner map that a device works on at once without gradients; more take memory and save no time."""
 
-HALVED = 2**24
-"""Elements of an inner map above which a GPU works on two halves at least."""
+NARROW, HALVED = 32, 2**24
+"""Inner channels, and elements of an inner map above which a GPU works on two halves at least.
+
+Steps and mixes of such a map are wider than the map itself.
+"""
 
 KEPT, KEPT_WIDE = 10_000, 100_000
 """Pixels of a batch below which gradients keep the maps inside, in half precision and in float32.
@@ -199,7 +202,7 @@ class Mamba(nn.Module):
 
     def _slices_at_once(self, x: Tensor, along: int, across: int) -> int:
         inner = x.shape[0] * x.shape[along] * x.shape[across] * self.D.numel()  # elements
-        pieces = _pieces(x.device.type, inner)
+        pieces = _pieces(x.device.type, inner, self.D.numel())
         if pieces == 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return max(1, x.shape[across])
         return -(-x.shape[across] // pieces)
@@ -279,13 +282,13 @@ class Mamba(nn.Module):
         return f"state={self.state}, dt_rank={self.dt_rank}"
 
 
-def _pieces(kind: str, elements: int) -> int:
+def _pieces(kind: str, elements: int, channels: int) -> int:
     """In how many pieces a kind of device works on an inner map."""
     if kind == "cpu":
         return -(-elements // PIECE) or 1
     if kind != "cuda":
         return 1
-    return max(-(-elements // PIECE_CUDA), 2 if elements > HALVED else 1)
+    return max(-(-elements // PIECE_CUDA), 2 if channels <= NARROW and elements > HALVED else 1)
 
 
 def _joined(pieces: list[Tensor], across: int) -> Tensor:

@@ -176,6 +176,13 @@ def _has_map_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     return load("cuda.gate").why_not(device, dtype) is None
 
 
+def has_float_products(x: Tensor, weight: Tensor, out: Tensor) -> bool:
+    """Whether Triton multiplies float32 maps by a matrix faster than PyTorch, and as exactly."""
+    if not x.is_cuda or requested(None) not in (None, "cuda", "triton"):
+        return False
+    return out.stride(-1) == 1 and load("triton.product").why_not(x, weight) is None
+
+
 def fast_gate(x: Tensor, weight: Tensor, bias: Tensor | None, gate: str | None) -> Tensor:
     """The 3x3 convolution of the ``cuda`` backend."""
     from slicescan.ops.backends.cuda import gate as backend

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slicescan.ops import dispatch, low_rank
+from slicescan.ops import dispatch, low_rank, products
 from slicescan.ops.call import ScanCall
 from slicescan.ops.causal_conv import causal_conv, conv_silu, conv_silu_gradients
 from slicescan.ops.library import autocast_dtype, is_ordinary, looked_at, without_autocast
@@ -215,8 +215,9 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
         found["out_bias"] = grad.sum(0)
     if not (needs_x or any(needs[:-2])):
         return [None, *_typed(weights, found, ctx.gap)]
-    grad_y = torch.mm(grad, laid.out_proj, out=None if kept else y).view(call.u.shape)  # in the place of y
-    del y
+    place = torch.empty_like(y) if kept else y
+    grad_y = products.product(grad, laid.out_proj.t(), place).view(call.u.shape)
+    del y, place
 
     both = torch.empty(*x.shape[:3], len(laid.in_proj), dtype=raw.dtype, device=x.device)
     grad_raw, grad_z = both.chunk(2, -1)
@@ -235,7 +236,7 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
         found["x_proj"] = mixes.t() @ u
     if needs_x or any(needs[:4]):
         grad_u = grads.u.flatten(0, 2)
-        grad_u = torch.addmm(grad_u, mixes, laid.x_proj, out=grad_u).view(call.u.shape)
+        grad_u = products.product(mixes, laid.x_proj.t(), grad_u, add=True).view(call.u.shape)
         taps = weights.conv[:, 0]
         grad_taps, found["conv_bias"] = conv_silu_gradients(raw, taps, weights.conv_bias, grad_u, ctx.axis, grad_raw)
         found["conv"] = grad_taps[:, None]
@@ -246,7 +247,9 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
         found["in_proj"] = both.t() @ pixels
     if needs.in_bias:
         found["in_bias"] = both.sum(0)
-    grad_x = torch.mm(both, laid.in_proj).view(x.shape).to(x.dtype) if needs_x else None
+    grad_x = None
+    if needs_x:
+        grad_x = products.product(both, laid.in_proj.t(), torch.empty_like(pixels)).view(x.shape).to(x.dtype)
     kept = {name: value if need else None for (name, value), need in zip(found.items(), needs, strict=True)}
     return [grad_x, *_typed(weights, kept, ctx.gap)]
 
@@ -259,12 +262,12 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None 
     if all([_lies_in_a_row(t) for t in (x, out)]):
         pixels, place = (t.view(-1, t.shape[3]) for t in (x, out))
         if bias is None:
-            torch.mm(pixels, weight.t(), out=place)
+            products.product(pixels, weight, place)
         else:
             torch.addmm(bias, pixels, weight.t(), out=place)
         return out
     for image, place in zip(x, out, strict=True):  # a product for each row
-        torch.bmm(image, weight.t().expand(h, -1, -1), out=place)
+        products.product(image, weight, place)
     return out if bias is None else out.add_(bias)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from slicescan.layers import Mamba
-from slicescan.layers.mamba import HALVED, KEPT, KEPT_WIDE, PIECE, PIECE_CUDA, _pieces
+from slicescan.layers.mamba import HALVED, KEPT, KEPT_WIDE, NARROW, PIECE, PIECE_CUDA, _pieces
 from tests.layers import restated
 from tests.layers.agreement import assert_restates, noise, relative
 
@@ -142,14 +142,15 @@ def test_nothing_is_differentiated_where_nothing_records_gradients():
 
 
 @pytest.mark.parametrize(
-    ("kind", "elements", "pieces"),
+    ("kind", "elements", "channels", "pieces"),
     [
-        ("cpu", 0, 1), ("cpu", PIECE, 1), ("cpu", PIECE + 1, 2), ("mps", 2**40, 1), ("cuda", HALVED, 1),
-        ("cuda", HALVED + 1, 2), ("cuda", 2 * PIECE_CUDA, 2), ("cuda", 2 * PIECE_CUDA + 1, 3),
+        ("cpu", 0, 8, 1), ("cpu", PIECE, 8, 1), ("cpu", PIECE + 1, 8, 2), ("mps", 2**40, 8, 1),
+        ("cuda", HALVED, NARROW, 1), ("cuda", HALVED + 1, NARROW, 2), ("cuda", HALVED + 1, NARROW + 1, 1),
+        ("cuda", 2 * PIECE_CUDA, 99, 2), ("cuda", 2 * PIECE_CUDA + 1, 99, 3), ("cuda", 2 * PIECE_CUDA + 1, 8, 3),
     ],
 )  # fmt: skip
-def test_large_maps_are_cut_into_pieces_of_like_size(kind, elements, pieces):
-    assert _pieces(kind, elements) == pieces
+def test_large_maps_are_cut_into_pieces_of_like_size(kind, elements, channels, pieces):
+    assert _pieces(kind, elements, channels) == pieces
 
 
 def test_a_part_of_a_sequence_keeps_what_the_next_needs(monkeypatch):

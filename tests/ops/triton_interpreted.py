@@ -9,7 +9,7 @@ import triton
 
 from slicescan.ops.backends import reference
 from slicescan.ops.backends import triton as backend
-from slicescan.ops.backends.triton import plan
+from slicescan.ops.backends.triton import plan, product
 from slicescan.ops.call import Gradients, ScanCall
 
 TENSORS = tuple(field.name for field in dataclasses.fields(ScanCall))[:9]
@@ -195,3 +195,20 @@ def test_other_dtypes_and_more_states_are_refused_with_a_way_out():
     call = draw((1, 1, 1, 1))
     assert "float64; use backend='torch'" in backend.why_not(dataclasses.replace(call, u=call.u.double()))
     assert "at most 64 states a channel, got 65" in backend.why_not(draw((1, 1, 1, 1), n=65))
+
+
+@pytest.mark.parametrize(
+    ("lines", "width", "k", "n"), [(1, 70, 36, 40), (3, 30, 16, 130), (2, 1, 5, 1), (1, 64, 161, 64)]
+)
+@pytest.mark.parametrize("add", [False, True])
+def test_products_are_as_exact_as_in_float32_and_stay_in_their_place(lines, width, k, n, add):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(lines, 2 * width, 2 * k, generator=generator)[:, width:, k:]
+    weight = torch.randn(k, n, generator=generator).t()
+    whole = torch.randn(lines, 2 * width, n + 7, generator=generator)
+    before, out = whole.clone(), whole[:, :width, 3 : n + 3]
+    exact = x.double() @ weight.double().t() + (out.double() if add else 0)
+    product.run(x, weight, out, add=add)
+    assert (out - exact).norm() <= 1e-6 * exact.norm()
+    before[:, :width, 3 : n + 3] = out
+    assert torch.equal(whole, before)
