@@ -140,6 +140,10 @@ class Restorer(nn.Module):
         """The decoder's map at every level, finest first, of a shifted and padded image."""
         raise NotImplementedError(f"{type(self).__name__} does not define levels")
 
+    def needed_levels(self, x: Tensor) -> list[Tensor]:
+        """Those of ``levels``, finest first, that the finest output is made of; others need not be kept for it."""
+        return self.levels(x)
+
     def reconstruct(self, levels: list[Tensor], x: Tensor) -> Reconstruction:
         """Images from the decoder's maps and the shifted and padded image."""
         raise NotImplementedError(f"{type(self).__name__} does not define reconstruct")
@@ -178,7 +182,7 @@ class Restorer(nn.Module):
             ValueError: Rank, number of channels or dtype is wrong.
         """
         padded = self._prepare(x)
-        output = self.reconstruct(self.levels(padded), padded).outputs[0]
+        output = self.reconstruct(self.needed_levels(padded), padded).outputs[0]
         return self._unshift(_crop(output, x, padded))
 
     @torch.no_grad()

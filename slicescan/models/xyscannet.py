@@ -168,19 +168,34 @@ class XYScanNet(Restorer):
 
     def levels(self, x: Tensor) -> list[Tensor]:
         """Embed, encode, fuse, decode ``(b, in_chans, h, w)``; the decoder's maps at 1, 1/2 and 1/4 of the size."""
+        deeper: list[Tensor] = []
+        finest = self._finest(x, deeper)
+        return [finest, *reversed(deeper)]
+
+    def needed_levels(self, x: Tensor) -> list[Tensor]:
+        """The decoder's map at the size of ``x``."""
+        return [self._finest(x)]
+
+    def _finest(self, x: Tensor, deeper: list[Tensor] | None = None) -> Tensor:
+        """The decoder's last map; the others are put into a list if there is one, coarsest first."""
         x = channels_last(x)  # what the scans want; convolutions follow
         e1 = self.run_blocks(self.encoder_level1, self.patch_embed(x))
         e2 = self.run_blocks(self.encoder_level2, self.down1_2(e1))
         e3 = self.run_blocks(self.encoder_level3, self.down2_3(e2))
         fused = [*self._fuse(e1, e2, e3)]
         del e1, e2  # what is not needed again makes room
-        d3 = self.run_blocks(self.decoder_level3, e3)
+        d = self.run_blocks(self.decoder_level3, e3)
         del e3
-        d2 = [self.reduce_chan_level2(torch.cat([self.up3_2(d3), fused.pop()], 1))]
-        d2 = self.run_blocks(self.decoder_level2, d2)
-        d1 = [self.reduce_chan_level1(torch.cat([self.up2_1(d2), fused.pop()], 1))]
-        d1 = self.run_blocks(self.decoder_level1, d1)
-        return [d1, d2, d3]
+        for up, reduce, decoder in (
+            (self.up3_2, self.reduce_chan_level2, self.decoder_level2),
+            (self.up2_1, self.reduce_chan_level1, self.decoder_level1),
+        ):
+            if deeper is not None:
+                deeper.append(d)
+            merged = [reduce(torch.cat([up(d), fused.pop()], 1))]
+            del d
+            d = self.run_blocks(decoder, merged)
+        return d
 
     def reconstruct(self, levels: list[Tensor], x: Tensor) -> Reconstruction:
         """Add the residual, made from the finest map, to the image."""
