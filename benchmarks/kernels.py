@@ -13,7 +13,7 @@ KINDS = {
     "depth-wise convolutions": r"^gate_(forward|sums)$|depthwise|grouped_direct|c1_k1",
     "causal convolutions": r"^conv_(forward|backward)$|causal_conv1d",
     "norms": r"^norm_(forward|backward)$|(layer|batch|group)_?norm|GammaBeta|RowwiseMoments",
-    "gates": r"^silu_gate_",
+    "gates": r"^(silu|slice)_gate_",
     "divergences": r"^divergence_",
     "resampling and pooling": r"^twice_(forward|backward)$|upsample|pool",
     "matrix products": r"gem[mv]|nvjet|cutlass|xmma|cublas|splitK|conv(olve|2d|3d)|fprop|[dw]grad\d?_?|winograd"

@@ -6,9 +6,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from slicescan.layers.halves import HalvesScanner, ScanStrip
+from slicescan.layers.halves import HalvesScanner, ScanStrip, pointwise
+from slicescan.layers.hooks import is_pointwise
 from slicescan.layers.mamba import Mamba
+from slicescan.layers.memory_order import as_image
 from slicescan.ops.library import looked_at
+from slicescan.ops.slice_gate import gate_slices, has_slice_kernels
 
 
 class InterScan(HalvesScanner):
@@ -52,6 +55,17 @@ class InterScan(HalvesScanner):
         self.compression = compression
         self.mamba = Mamba(dim // 2, state=state)
 
+    def _mixed(self, x: Tensor) -> Tensor:
+        x = pointwise(self.conv_input, x)  # b h w d
+        if self.compression is not None or type(self).scan is not InterScan.scan or not has_slice_kernels(x):
+            return self._fused(*x.chunk(2, -1))
+        alone = is_pointwise(self.conv_input)  # nobody else has the map that it made
+        return self.fuse_out(as_image(gate_slices(x, self._gates_of, overwrite=alone)))
+
+    def _gates_of(self, means: Tensor) -> Tensor:
+        """Gates of slices from what stands for them, ``(b, slices, strips, dim / 2)``, scanned in order."""
+        return torch.sigmoid(self.mamba.scan(means, axis="h"))
+
     def scan(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Gate the rows of ``first`` and the columns of ``second``, ``(b, h, w, dim / 2)`` each."""
         return self._gate_rows(first), self._gate_rows(second.transpose(1, 2)).transpose(1, 2)
@@ -72,11 +86,11 @@ class InterScan(HalvesScanner):
             parts = (strips, w // strips)
             x = x.unflatten(2, parts)  # b h s p d
             out = out if out is None else out.unflatten(2, parts)
-            gate = torch.sigmoid(self.mamba.scan(x.mean(3), axis="h"))
+            gate = self._gates_of(x.mean(3))
             return torch.mul(x, gate[:, :, :, None], out=out).flatten(2, 3)
         member = _strips_of(w, strips, x.device)  # s w
         mean = member.to(x.dtype) / member.sum(1, keepdim=True)
-        gate = torch.sigmoid(self.mamba.scan(mean @ x, axis="h"))
+        gate = self._gates_of(mean @ x)
         return torch.mul(x, member.T.to(gate.dtype) @ gate, out=out)
 
     def scan_strips(self, maps: Iterable[Tensor]) -> ScanStrip:

@@ -94,7 +94,7 @@ def test_kernels_of_libraries_are_known_by_their_names(kind, name, shortened):
 
 def test_every_kernel_of_ours_has_a_kind_by_its_file():
     kinds = {"gate": "depth-wise convolutions", "conv": "causal convolutions", "norm": "norms", "silu_gate": "gates"}
-    kinds |= {"divergence": "divergences", "twice": "resampling and pooling"}
+    kinds |= {"divergence": "divergences", "twice": "resampling and pooling", "slice_gate": "gates"}
     found = {}
     for file in [*SOURCES.glob("*.cu"), *SOURCES.glob("*.cuh")]:
         for name in re.findall(r'extern "C" __global__ void[^{]*?(\w+)\(const', file.read_text(encoding="utf-8")):

@@ -26,6 +26,7 @@ _KERNELS = {
     "gate_spread": [("gate_sums", "Args")],
     "norm": [("norm_forward", "Args"), ("norm_backward", "Args")],
     "silu_gate": [("silu_gate_forward", "Args"), ("silu_gate_backward", "Args")],
+    "slice_gate": [("slice_gate_sums", "SumArgs"), ("slice_gate_finish", "SumArgs"), ("slice_gate_apply", "GateArgs")],
     "twice": [("twice_forward", "Args"), ("twice_backward", "Args")],
     "divergence": [(f"divergence_{name}", "Args") for name in ("sums", "mix", "gradient", "spread")],
     "reduce": [("scan_finish", "Args"), ("scan_chain", "ChainArgs"), ("scan_weights", "WeightArgs")],

@@ -23,6 +23,7 @@ _SOURCES = {
     "norm": ("machine.cuh", "norm.cu"),
     "reduce": ("machine.cuh", "maps.cuh", "scan.cuh", "reduce.cu"),
     "silu_gate": ("machine.cuh", "maps.cuh", "pixels.cuh", "silu_gate.cu"),
+    "slice_gate": ("machine.cuh", "maps.cuh", "slice_gate.cu"),
     "twice": ("machine.cuh", "maps.cuh", "pixels.cuh", "twice.cu"),
     "divergence": ("machine.cuh", "maps.cuh", "pixels.cuh", "divergence.cu"),
 }

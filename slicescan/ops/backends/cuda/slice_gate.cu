@@ -1,0 +1,78 @@
+// Rows and columns of a map (batch, height, width, 2 HALF) as wholes: the first half of the channels belongs to rows, the second
+// to columns. Set by the host: HALF, KIND, V neighbouring channels of a thread.
+constexpr int VECTORS = HALF / V, AHEAD = 4, ITEMS = 2;  // AHEAD: what a thread reads at once; ITEMS: what it gates
+struct __align__(ES * V) Vector { T of[V]; };
+DI const Vector& at(const char* p, i64 element) { return *(const Vector*)((const T*)p + element); }
+
+// Sums along one axis for one half. What is summed are `steps` numbers, `step` elements apart, for each of `items` vectors side by
+// side; such begin `jump` elements apart. A block has one part of the steps for `lanes` items.
+struct Side { float* sums; char* out; i64 blocks, tiles, lanes, items, parts, each, steps, step, jump; };
+struct SumArgs { const char *x, *more; Side rows, columns; };  // more: a factor of what is summed; without it means are taken
+
+extern "C" __global__ void __launch_bounds__(256) slice_gate_sums(const __grid_constant__ SumArgs a) {
+  extern __shared__ __align__(16) char shared[];
+  float* sums = (float*)shared;  // [groups][lanes][V]
+  const bool second = blockIdx.x >= (u32)a.rows.blocks;
+  const Side& s = second ? a.columns : a.rows;
+  const int block = (int)blockIdx.x - (second ? (int)a.rows.blocks : 0), parts = (int)s.parts, tiles = (int)s.tiles;
+  const int rest = block / parts, part = block - rest * parts, whole = rest / tiles, tile = rest - whole * tiles;
+  const int lanes = (int)s.lanes, groups = 256 / lanes, group = (int)threadIdx.x / lanes, lane = (int)threadIdx.x - group * lanes;
+  const int item = tile * lanes + lane, end = (int)(s.steps < (part + 1) * s.each ? s.steps : (part + 1) * s.each);
+  const i64 step = s.step, first = whole * s.jump + (item / VECTORS * 2 + second) * (i64)HALF + item % VECTORS * V;
+  float sum[V] = {};
+  if (group < groups && item < (int)s.items)
+    for (int i = part * (int)s.each + group; i < end; i += AHEAD * groups) {
+      Vector x[AHEAD], more[AHEAD];
+      UNROLL for (int k = 0; k < AHEAD; k++) if (i + k * groups < end) {
+        x[k] = at(a.x, first + (i + k * groups) * step);
+        if (a.more) more[k] = at(a.more, first + (i + k * groups) * step);
+      }
+      UNROLL for (int k = 0; k < AHEAD; k++) if (i + k * groups < end)
+        UNROLL for (int v = 0; v < V; v++) sum[v] = fmaf(get(x[k].of[v]), a.more ? get(more[k].of[v]) : 1.f, sum[v]);
+    }
+  if (group < groups) UNROLL for (int v = 0; v < V; v++) sums[threadIdx.x * V + v] = sum[v];
+  block_sync();
+  const int width = (int)s.items * V, left = width - tile * lanes * V, wide = lanes * V < left ? lanes * V : left;
+  for (int i = threadIdx.x; i < wide; i += 256) {
+    float total = 0.f;
+    for (int g = 0; g < groups; g++) total += sums[g * lanes * V + i];
+    s.sums[((i64)whole * parts + part) * width + tile * lanes * V + i] = total;
+  }
+}
+extern "C" __global__ void __launch_bounds__(256) slice_gate_finish(const __grid_constant__ SumArgs a) {  // add the parts
+  const i64 thread = (i64)blockIdx.x * 256 + threadIdx.x, rows = a.rows.blocks / (a.rows.parts * a.rows.tiles) * a.rows.items * V;
+  const Side& s = thread < rows ? a.rows : a.columns;
+  const i64 width = s.items * V, i = thread < rows ? thread : thread - rows, whole = i / width;
+  if (whole >= s.blocks / (s.parts * s.tiles)) return;
+  float sum = 0.f;
+  for (int part = 0; part < (int)s.parts; part++) sum += s.sums[(whole * s.parts + part) * width + i - whole * width];
+  ((T*)s.out)[i] = put(a.more ? sum : sum / (float)s.steps);
+}
+
+// y = x gate + more / extent: the gated map, or the gradient of what was gated and averaged. A block has a part of a row.
+struct GateArgs {
+  const char *x, *rows, *columns, *more_rows, *more_columns;  // (batch, height or width, HALF)
+  char* y;  // may be x
+  i64 height, width, parts;
+};
+extern "C" __global__ void __launch_bounds__(256) slice_gate_apply(const __grid_constant__ GateArgs a) {
+  const int parts = (int)a.parts, width = (int)a.width, line = (int)blockIdx.x / parts, image = line / (int)a.height;
+  const int start = ((int)blockIdx.x - line * parts) * (256 * ITEMS) + (int)threadIdx.x, end = width * 2 * VECTORS;
+  UNROLL for (int k = 0; k < ITEMS; k++) {
+    const int i = start + k * 256;
+    if (i >= end) break;
+    const int column = i / (2 * VECTORS), d = (i - column * 2 * VECTORS) * V; const bool second = d >= HALF;
+    const i64 place = second ? ((i64)image * width + column) * HALF + d - HALF : (i64)line * HALF + d;
+    const i64 element = (i64)line * width * (2 * HALF) + i * V;
+    const Vector x = at(a.x, element), gate = at(second ? a.columns : a.rows, place);
+    float y[V]; Vector out;
+    UNROLL for (int v = 0; v < V; v++) y[v] = get(x.of[v]) * get(gate.of[v]);
+    if (a.more_rows) {
+      const Vector more = at(second ? a.more_columns : a.more_rows, place);
+      const float share = 1.f / (float)(second ? a.height : a.width);
+      UNROLL for (int v = 0; v < V; v++) y[v] = fmaf(get(more.of[v]), share, y[v]);
+    }
+    UNROLL for (int v = 0; v < V; v++) out.of[v] = put(y[v]);
+    *(Vector*)((T*)a.y + element) = out;
+  }
+}
