@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from slicescan.ops import divergence, silu_gate, twice
+from slicescan.ops import divergence, silu_gate, slice_gate, twice
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12}  # bytes a second
-MODULES = (divergence, silu_gate, twice)
+MODULES = (divergence, silu_gate, slice_gate, twice)
 SIZES = [(2, 6, 5, 7), (2, 24, 33, 18), (1, 72, 45, 80), (2, 35, 1, 1), (3, 40, 16, 1)]
 LARGE = [(1, 144, 720, 1280), (4, 144, 256, 256)]
 
@@ -39,10 +39,15 @@ def levels(b: int, c: int, h: int, w: int) -> list[Tensor]:
     return [image(b, c, h, w), image(b, c, -(-h // 2), -(-w // 2)), image(b, c, -(-h // 4), -(-w // 4))]
 
 
+def gated_slices(x: Tensor) -> Tensor:
+    return slice_gate.gate_slices(x.permute(0, 2, 3, 1), torch.sigmoid).permute(0, 3, 1, 2)
+
+
 OPS = {
     "silu_gate": Op(
         silu_gate.silu_gate, lambda b, c, h, w: [image(b, 2 * c, h, w)[:, c:], image(b, c, h, w)], 3, 5
     ),
+    "slice_gate": Op(gated_slices, lambda b, c, h, w: [image(b, c + c % 2, h, w)], 3, 4),
     "twice": Op(twice.twice, lambda b, c, h, w: [image(b, c, -(-h // 2), -(-w // 2))], 1.25, 1.25),
     "fusion, image": Op(
         lambda x, *maps: divergence.gated_by_divergence(x, maps, per_image=True), levels, 4.625, 11

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slicescan.layers.halves import HalvesScanner, ScanStrip, pointwise
-from slicescan.layers.hooks import is_pointwise
+from slicescan.layers.hooks import hooked, is_pointwise
 from slicescan.layers.mamba import Mamba
 from slicescan.layers.memory_order import as_image
 from slicescan.ops.library import looked_at
@@ -57,10 +57,15 @@ class InterScan(HalvesScanner):
 
     def _mixed(self, x: Tensor) -> Tensor:
         x = pointwise(self.conv_input, x)  # b h w d
-        if self.compression is not None or type(self).scan is not InterScan.scan or not has_slice_kernels(x):
+        if not (has_slice_kernels(x) and self._scans_together()):
             return self._fused(*x.chunk(2, -1))
         alone = is_pointwise(self.conv_input)  # nobody else has the map that it made
         return self.fuse_out(as_image(gate_slices(x, self._gates_of, overwrite=alone)))
+
+    def _scans_together(self) -> bool:
+        """Whether the descriptors of rows and of columns may be scanned at once, as nobody sees."""
+        own = self.compression is None and type(self).scan is InterScan.scan and type(self.mamba) is Mamba
+        return own and not any([hooked(module) for module in self.mamba.modules()])
 
     def _gates_of(self, means: Tensor) -> Tensor:
         """Gates of slices from what stands for them, ``(b, slices, strips, dim / 2)``, scanned in order."""

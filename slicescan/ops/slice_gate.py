@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.ops import dispatch
 from slicescan.ops.library import looked_at, runs_kernels
 
 FindGates = Callable[[Tensor], Tensor]
-"""Gates of slices in order from their means, ``(b, slices, 1, d / 2)`` to the same."""
 
 
 def has_slice_kernels(x: Tensor) -> bool:
@@ -19,14 +19,15 @@ def has_slice_kernels(x: Tensor) -> bool:
 
 
 def gate_slices(x: Tensor, find: FindGates, *, overwrite: bool = False) -> Tensor:
-    """Multiply each row by a gate found from the means of all rows, and each column alike.
+    """Multiply each row by a gate found from the means of the rows before it, and each column alike.
 
-    ``a, b = halves(x)``, ``y = cat(a * find(mean of each row), b * find(mean of each column))``. On an NVIDIA device
-    means, gates and gradients take one pass over the map each, and gradients keep nothing but ``x`` and the gates.
+    The first half of the channels is gated by rows, the second by columns. On an NVIDIA device means, gates and
+    gradients take one pass over the map each, and gradients keep nothing but ``x`` and the gates.
 
     Args:
         x: ``(b, h, w, d)``, with an even ``d``.
-        find: Called for the rows of the first half of the channels, then for the columns of the second.
+        find: Takes means to gates, ``(b, max(h, w), 2, d / 2)``: those of rows beside those of columns. Behind the last
+            of fewer slices lie zeros; no gate is to depend on what is behind it.
         overwrite: Whether the result may take the place of ``x`` where no gradients are recorded.
 
     Returns:
@@ -38,77 +39,75 @@ def gate_slices(x: Tensor, find: FindGates, *, overwrite: bool = False) -> Tenso
     """
     if not has_slice_kernels(x):
         a, b = x.chunk(2, -1)
-        return _gated(x, find(a.mean(2, keepdim=True)), find(b.mean(1)[:, :, None]))
+        return _gated(x, find(_beside(a.mean(2), b.mean(1))))
     kernels, link, through = dispatch.load("cuda.slice_gate"), _Link(), None
     if torch.is_grad_enabled() and x.requires_grad:
-        rows, columns, through = _Means.apply(x, link)
+        means, through = _Means.apply(x, link)
     else:
-        rows, columns = kernels.means(x)
-    gates = find(rows), find(columns)
-    if not all([_fits(gate, mean) for gate, mean in zip(gates, (rows, columns), strict=True)]):
-        return _gated(x, *gates)
-    if torch.is_grad_enabled() and any([t.requires_grad for t in (x, *gates)]):
-        return _Gate.apply(link, through, x, *gates)
+        means = kernels.means(x)
+    gates = find(means)
+    if gates.shape != means.shape or gates.dtype != means.dtype:
+        return _gated(x, gates)
+    if torch.is_grad_enabled() and (x.requires_grad or gates.requires_grad):
+        return _Gate.apply(link, through, x, gates)
     return kernels.gate(x, gates, overwrite=overwrite)
 
 
-def _gated(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _beside(rows: Tensor, columns: Tensor) -> Tensor:
+    """``(b, h, c)`` and ``(b, w, c)`` as ``(b, max(h, w), 2, c)``."""
+    length = max(rows.shape[1], columns.shape[1])
+    return torch.stack([F.pad(t, (0, 0, 0, length - t.shape[1])) for t in (rows, columns)], 2)
+
+
+def _gated(x: Tensor, gates: Tensor) -> Tensor:
+    _, h, w, _ = x.shape
     a, b = x.chunk(2, -1)
-    return torch.cat([a * rows, b * columns.transpose(1, 2)], -1)
-
-
-def _fits(gate: Tensor, mean: Tensor) -> bool:
-    return gate.shape == mean.shape and gate.dtype == mean.dtype and gate.device == mean.device
+    return torch.cat([a * gates[:, :h, 0, None], b * gates[:, None, :w, 1]], -1)
 
 
 class _Link:
     """Gates of a call, which :class:`_Gate` tells :class:`_Means`."""
 
-    gates: tuple[Tensor, Tensor]
+    gates: Tensor
 
 
 class _Means(torch.autograd.Function):
-    """Means of rows and of columns, and a view by which :class:`_Gate` hands on the gradient of its result.
+    """Means of slices, and a view by which :class:`_Gate` hands on the gradient of its result.
 
     That is multiplied by the gates here, in the one pass that adds the gradient of the means.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, link: _Link) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, link: _Link) -> tuple[Tensor, Tensor]:
         ctx.link, ctx.shape = link, x.shape
         ctx.set_materialize_grads(False)
-        rows, columns = dispatch.load("cuda.slice_gate").means(x)
-        return rows, columns, x.view_as(x)
+        return dispatch.load("cuda.slice_gate").means(x), x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
-        given = next((grad for grad in grads if grad is not None), None)
-        if given is None:
-            return None, None
-        (b, h, w, d), handed = ctx.shape, grads[2]
-        rows, columns = (
-            given.new_zeros(b, slices, 1, d // 2) if grad is None else grad
-            for grad, slices in zip(grads[:2], (h, w), strict=True)
-        )
+    def backward(ctx: Any, grad_means: Tensor | None, handed: Tensor | None) -> tuple[Tensor | None, None]:
         if handed is not None:
-            return dispatch.load("cuda.slice_gate").map_gradient(handed, ctx.link.gates, (rows, columns)), None
-        spread = (rows / w).expand(-1, -1, w, -1), (columns / h).transpose(1, 2).expand(-1, h, -1, -1)
-        return torch.cat(spread, -1), None
+            grad_means = torch.zeros_like(ctx.link.gates) if grad_means is None else grad_means
+            return dispatch.load("cuda.slice_gate").map_gradient(handed, ctx.link.gates, grad_means), None
+        if grad_means is None:
+            return None, None
+        _, h, w, _ = ctx.shape
+        rows, columns = grad_means[:, :h, 0, None] / w, grad_means[:, None, :w, 1] / h
+        return torch.cat([rows.expand(-1, -1, w, -1), columns.expand(-1, h, -1, -1)], -1), None
 
 
 class _Gate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, link: _Link, _: Tensor | None, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        link.gates = rows.detach(), columns.detach()  # as they are, they would hold the graph that holds them
-        ctx.save_for_backward(x, rows, columns)
-        return dispatch.load("cuda.slice_gate").gate(x, (rows, columns))
+    def forward(ctx: Any, link: _Link, through: Tensor | None, x: Tensor, gates: Tensor) -> Tensor:
+        link.gates = gates.detach()  # as it is, it would hold the graph that holds it
+        ctx.save_for_backward(x, gates)
+        return dispatch.load("cuda.slice_gate").gate(x, gates)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, rows, columns = ctx.saved_tensors
+        x, gates = ctx.saved_tensors
         if torch.is_grad_enabled() or looked_at():  # operations that can be differentiated and counted
             a, b = (grad * x).chunk(2, -1)
-            return None, None, _gated(grad, rows, columns), a.sum(2, keepdim=True), b.sum(1)[:, :, None]
-        _, handed, _, *gates = ctx.needs_input_grad
-        sums = dispatch.load("cuda.slice_gate").gate_gradients(x, grad) if any(gates) else (None, None)
-        return None, grad if handed else None, None, *sums
+            return None, None, _gated(grad, gates), _beside(a.sum(2), b.sum(1))
+        (_, handed, _, needed), grad = ctx.needs_input_grad, grad.contiguous()
+        sums = dispatch.load("cuda.slice_gate").gate_gradients(x, grad) if needed else None
+        return None, grad if handed else None, None, sums

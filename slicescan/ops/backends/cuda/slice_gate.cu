@@ -1,13 +1,18 @@
 // Rows and columns of a map (batch, height, width, 2 HALF) as wholes: the first half of the channels belongs to rows, the second
-// to columns. Set by the host: HALF, KIND, V neighbouring channels of a thread.
+// to columns. What they have lies side by side, (batch, length, 2, HALF), with zeros behind the last of fewer slices. Set by the
+// host: HALF, KIND, V neighbouring channels of a thread.
 constexpr int VECTORS = HALF / V, AHEAD = 4, ITEMS = 2;  // AHEAD: what a thread reads at once; ITEMS: what it gates
 struct __align__(ES * V) Vector { T of[V]; };
 DI const Vector& at(const char* p, i64 element) { return *(const Vector*)((const T*)p + element); }
 
 // Sums along one axis for one half. What is summed are `steps` numbers, `step` elements apart, for each of `items` vectors side by
 // side; such begin `jump` elements apart. A block has one part of the steps for `lanes` items.
-struct Side { float* sums; char* out; i64 blocks, tiles, lanes, items, parts, each, steps, step, jump; };
-struct SumArgs { const char *x, *more; Side rows, columns; };  // more: a factor of what is summed; without it means are taken
+struct Side { float* sums; i64 slices, blocks, tiles, lanes, items, parts, each, steps, step, jump; };
+struct SumArgs {
+  const char *x, *more;  // more: a factor of what is summed; without it means are taken
+  char* out; i64 batch, length;
+  Side rows, columns;
+};
 
 extern "C" __global__ void __launch_bounds__(256) slice_gate_sums(const __grid_constant__ SumArgs a) {
   extern __shared__ __align__(16) char shared[];
@@ -40,39 +45,46 @@ extern "C" __global__ void __launch_bounds__(256) slice_gate_sums(const __grid_c
   }
 }
 extern "C" __global__ void __launch_bounds__(256) slice_gate_finish(const __grid_constant__ SumArgs a) {  // add the parts
-  const i64 thread = (i64)blockIdx.x * 256 + threadIdx.x, rows = a.rows.blocks / (a.rows.parts * a.rows.tiles) * a.rows.items * V;
-  const Side& s = thread < rows ? a.rows : a.columns;
-  const i64 width = s.items * V, i = thread < rows ? thread : thread - rows, whole = i / width;
-  if (whole >= s.blocks / (s.parts * s.tiles)) return;
+  const i64 thread = (i64)blockIdx.x * 256 + threadIdx.x, pair = thread / (2 * HALF), image = pair / a.length;
+  if (image >= a.batch) return;
+  const int c = (int)(thread - pair * (2 * HALF)), slice = (int)(pair - image * a.length);
+  const Side& s = c < HALF ? a.rows : a.columns;
   float sum = 0.f;
-  for (int part = 0; part < (int)s.parts; part++) sum += s.sums[(whole * s.parts + part) * width + i - whole * width];
-  ((T*)s.out)[i] = put(a.more ? sum : sum / (float)s.steps);
+  if (slice < (int)s.slices) {
+    const i64 width = s.items * V, i = (image * s.slices + slice) * HALF + c % HALF, whole = i / width;
+    for (int part = 0; part < (int)s.parts; part++) sum += s.sums[(whole * s.parts + part) * width + i - whole * width];
+  }
+  ((T*)a.out)[thread] = put(a.more ? sum : sum / (float)s.steps);
 }
 
 // y = x gate + more / extent: the gated map, or the gradient of what was gated and averaged. A block has a part of a row.
 struct GateArgs {
-  const char *x, *rows, *columns, *more_rows, *more_columns;  // (batch, height or width, HALF)
+  const char *x, *gates, *more;
   char* y;  // may be x
-  i64 height, width, parts;
+  i64 height, width, length, parts;
 };
 extern "C" __global__ void __launch_bounds__(256) slice_gate_apply(const __grid_constant__ GateArgs a) {
   const int parts = (int)a.parts, width = (int)a.width, line = (int)blockIdx.x / parts, image = line / (int)a.height;
   const int start = ((int)blockIdx.x - line * parts) * (256 * ITEMS) + (int)threadIdx.x, end = width * 2 * VECTORS;
+  const i64 first = (i64)line * width * (2 * HALF);
+  Vector x[ITEMS], gate[ITEMS], more[ITEMS];  // all are read before y is written, which may be x
   UNROLL for (int k = 0; k < ITEMS; k++) {
-    const int i = start + k * 256;
-    if (i >= end) break;
-    const int column = i / (2 * VECTORS), d = (i - column * 2 * VECTORS) * V; const bool second = d >= HALF;
-    const i64 place = second ? ((i64)image * width + column) * HALF + d - HALF : (i64)line * HALF + d;
-    const i64 element = (i64)line * width * (2 * HALF) + i * V;
-    const Vector x = at(a.x, element), gate = at(second ? a.columns : a.rows, place);
-    float y[V]; Vector out;
-    UNROLL for (int v = 0; v < V; v++) y[v] = get(x.of[v]) * get(gate.of[v]);
-    if (a.more_rows) {
-      const Vector more = at(second ? a.more_columns : a.more_rows, place);
-      const float share = 1.f / (float)(second ? a.height : a.width);
-      UNROLL for (int v = 0; v < V; v++) y[v] = fmaf(get(more.of[v]), share, y[v]);
+    const int i = start + k * 256, column = i / (2 * VECTORS), d = (i - column * 2 * VECTORS) * V;
+    const i64 place = (image * a.length + (d < HALF ? line - image * (int)a.height : column)) * (2 * HALF) + d;
+    if (i < end) {
+      x[k] = at(a.x, first + i * V); gate[k] = at(a.gates, place);
+      if (a.more) more[k] = at(a.more, place);
     }
-    UNROLL for (int v = 0; v < V; v++) out.of[v] = put(y[v]);
-    *(Vector*)((T*)a.y + element) = out;
+  }
+  UNROLL for (int k = 0; k < ITEMS; k++) {
+    const int i = start + k * 256; const bool second = i % (2 * VECTORS) >= VECTORS;
+    if (i >= end) return;
+    const float share = 1.f / (float)(second ? a.height : a.width);
+    Vector y;
+    UNROLL for (int v = 0; v < V; v++) {
+      const float gated = get(x[k].of[v]) * get(gate[k].of[v]);
+      y.of[v] = put(a.more ? fmaf(get(more[k].of[v]), share, gated) : gated);
+    }
+    *(Vector*)((T*)a.y + first + i * V) = y;
   }
 }

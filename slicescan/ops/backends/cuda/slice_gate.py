@@ -1,7 +1,7 @@
 """Rows and columns of a map as wholes: their means, their gates, and the gradients of both, each in one pass over maps.
 
 Maps are ``(b, h, w, d)``, contiguous and of one dtype; the first half of the channels belongs to rows, the second to
-columns. What belongs to a slice is ``(b, h, 1, d / 2)`` for rows and ``(b, w, 1, d / 2)`` for columns.
+columns. What they have lies side by side, ``(b, max(h, w), 2, d / 2)``, with zeros behind the last of fewer slices.
 """
 
 import functools
@@ -19,51 +19,48 @@ _LANES = 64  # neighbouring vectors of a block that takes sums, at most
 _AHEAD, _ITEMS = 4, 2  # as the kernels have them
 _ENOUGH_BLOCKS = 1024  # for either half; beyond these no sum is cut into parts
 
-Pair = tuple[Tensor, Tensor]
-"""Something of every row, and of every column."""
 
-
-def means(x: Tensor) -> Pair:
+def means(x: Tensor) -> Tensor:
     """Means of the rows of one half and of the columns of the other, added up in float32 and a fixed order."""
     return _summed(x, None)
 
 
-def gate(x: Tensor, gates: Pair, *, overwrite: bool = False) -> Tensor:
+def gate(x: Tensor, gates: Tensor, *, overwrite: bool = False) -> Tensor:
     """``x`` times the gates of its slices, in its own place if ``overwrite``."""
     y = x if overwrite else torch.empty_like(x)
     _start_gate(x, gates, None, y)
     return y
 
 
-def gate_gradients(x: Tensor, grad_y: Tensor) -> Pair:
+def gate_gradients(x: Tensor, grad_y: Tensor) -> Tensor:
     """Gradients of the gates, from that of what :func:`gate` returns; order and precision as in :func:`means`."""
     return _summed(x, grad_y.contiguous())
 
 
-def map_gradient(grad_y: Tensor, gates: Pair, grad_means: Pair) -> Tensor:
+def map_gradient(grad_y: Tensor, gates: Tensor, grad_means: Tensor) -> Tensor:
     """Gradient of a map that was gated and averaged."""
     grad_y = grad_y.contiguous()
     dx = torch.empty_like(grad_y)
-    _start_gate(grad_y, gates, grad_means, dx)
+    _start_gate(grad_y, gates, grad_means.contiguous(), dx)
     return dx
 
 
-def _summed(x: Tensor, more: Tensor | None) -> Pair:
+def _summed(x: Tensor, more: Tensor | None) -> Tensor:
     b, h, w, d = x.shape
     factor = 0 if more is None else more.data_ptr()
-    kernels, grids, sides, wanted = _plan_sums(tuple(x.shape), x.dtype, _aligned(x.data_ptr(), factor))
+    kernels, grids, (rows, columns), wanted = _plan_sums((b, h, w, d), x.dtype, _aligned(x.data_ptr(), factor))
     sums = torch.empty(sum(wanted), dtype=torch.float32, device=x.device)
-    rows, columns = (torch.empty((b, n, 1, d // 2), dtype=x.dtype, device=x.device) for n in (h, w))
-    places = (sums.data_ptr(), rows.data_ptr()), (sums.data_ptr() + 4 * wanted[0], columns.data_ptr())
-    words = [x.data_ptr(), factor, *places[0], *sides[0], *places[1], *sides[1]]
+    out = torch.empty((b, max(h, w), 2, d // 2), dtype=x.dtype, device=x.device)
+    first, second = sums.data_ptr(), sums.data_ptr() + 4 * wanted[0]
+    words = [x.data_ptr(), factor, out.data_ptr(), b, max(h, w), first, *rows, second, *columns]
     for kernel, grid in zip(kernels, grids, strict=True):
         driver.launch(x.device.index, kernel, grid, words)
-    return rows, columns
+    return out
 
 
-def _start_gate(x: Tensor, gates: Pair, more: Pair | None, y: Tensor) -> None:
-    given = [t.contiguous() for t in (*gates, *(more or ()))]
-    words = [x.data_ptr(), *[t.data_ptr() for t in given], *([] if more else [0, 0]), y.data_ptr()]
+def _start_gate(x: Tensor, gates: Tensor, more: Tensor | None, y: Tensor) -> None:
+    gates = gates.contiguous()
+    words = [x.data_ptr(), gates.data_ptr(), 0 if more is None else more.data_ptr(), y.data_ptr()]
     kernel, grid, sizes = _plan_gate(tuple(x.shape), x.dtype, _aligned(*words))
     driver.launch(x.device.index, kernel, grid, words + sizes)
 
@@ -82,22 +79,22 @@ def _plan_sums(
     b, h, w, d = shape
     macros, vector = _macros(d // 2, dtype, aligned)
     vectors = d // 2 // vector
-    rows, columns = _side(b * h, vectors, w, d, w * d), _side(b, w * vectors, h, w * d, h * w * d)
+    rows, columns = _side(h, b * h, vectors, w, d, w * d), _side(w, b, w * vectors, h, w * d, h * w * d)
     first = Kernel("slice_gate", "slice_gate_sums", macros, _THREADS, _THREADS * vector * 4)
     second = Kernel("slice_gate", "slice_gate_finish", macros, _THREADS, 0)
-    grids = rows[0] + columns[0], -(-b * (h + w) * (d // 2) // _THREADS)
-    wanted = b * h * rows[4] * (d // 2), b * columns[4] * w * (d // 2)
+    grids = rows[1] + columns[1], -(-b * max(h, w) * d // _THREADS)
+    wanted = b * h * (d // 2) * rows[5], b * w * (d // 2) * columns[5]
     return (first, second), grids, (rows, columns), wanted
 
 
-def _side(wholes: int, items: int, steps: int, step: int, jump: int) -> list[int]:
-    """``Side`` of the kernels' source behind its places."""
+def _side(slices: int, wholes: int, items: int, steps: int, step: int, jump: int) -> list[int]:
+    """``Side`` of the kernels' source, behind the place of its sums."""
     tiles = -(-items // _LANES)
     lanes = -(-items // tiles)
     most = -(-steps // (_THREADS // lanes * _AHEAD))
     each = -(-steps // max(1, min(most, _ENOUGH_BLOCKS // (wholes * tiles))))
     parts = -(-steps // each)
-    return [wholes * tiles * parts, tiles, lanes, items, parts, each, steps, step, jump]
+    return [slices, wholes * tiles * parts, tiles, lanes, items, parts, each, steps, step, jump]
 
 
 @functools.lru_cache(maxsize=512)
@@ -105,7 +102,7 @@ def _plan_gate(shape: tuple[int, int, int, int], dtype: torch.dtype, aligned: in
     b, h, w, d = shape
     macros, vector = _macros(d // 2, dtype, aligned)
     parts = -(-w * (d // vector) // (_THREADS * _ITEMS))
-    return Kernel("slice_gate", "slice_gate_apply", macros, _THREADS, 0), b * h * parts, [h, w, parts]
+    return Kernel("slice_gate", "slice_gate_apply", macros, _THREADS, 0), b * h * parts, [h, w, max(h, w), parts]
 
 
 def _macros(half: int, dtype: torch.dtype, aligned: int) -> tuple[driver.Macros, int]:
