@@ -15,7 +15,7 @@ FindGates = Callable[[Tensor], Tensor]
 
 def has_slice_kernels(x: Tensor) -> bool:
     """Whether :func:`gate_slices` runs kernels on a map ``(b, h, w, d)``."""
-    return x.is_contiguous() and x.numel() > 0 and runs_kernels(x.permute(0, 3, 1, 2))
+    return runs_kernels(x.permute(0, 3, 1, 2)) and x.is_contiguous() and x.numel() > 0
 
 
 def gate_slices(x: Tensor, find: FindGates, *, overwrite: bool = False) -> Tensor:

@@ -48,7 +48,9 @@ def map_gradient(grad_y: Tensor, gates: Tensor, grad_means: Tensor) -> Tensor:
 def _summed(x: Tensor, more: Tensor | None) -> Tensor:
     b, h, w, d = x.shape
     factor = 0 if more is None else more.data_ptr()
-    kernels, grids, (rows, columns), wanted = _plan_sums((b, h, w, d), x.dtype, _aligned(x.data_ptr(), factor))
+    kernels, grids, (rows, columns), wanted = _plan_sums(
+        (b, h, w, d), x.dtype, _aligned(x.data_ptr(), factor), factor > 0
+    )
     sums = torch.empty(sum(wanted), dtype=torch.float32, device=x.device)
     out = torch.empty((b, max(h, w), 2, d // 2), dtype=x.dtype, device=x.device)
     first, second = sums.data_ptr(), sums.data_ptr() + 4 * wanted[0]
@@ -61,7 +63,7 @@ def _summed(x: Tensor, more: Tensor | None) -> Tensor:
 def _start_gate(x: Tensor, gates: Tensor, more: Tensor | None, y: Tensor) -> None:
     gates = gates.contiguous()
     words = [x.data_ptr(), gates.data_ptr(), 0 if more is None else more.data_ptr(), y.data_ptr()]
-    kernel, grid, sizes = _plan_gate(tuple(x.shape), x.dtype, _aligned(*words))
+    kernel, grid, sizes = _plan_gate(tuple(x.shape), x.dtype, _aligned(*words), more is not None)
     driver.launch(x.device.index, kernel, grid, words + sizes)
 
 
@@ -73,11 +75,11 @@ def _aligned(*places: int) -> int:
 
 @functools.lru_cache(maxsize=512)
 def _plan_sums(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, aligned: int
+    shape: tuple[int, int, int, int], dtype: torch.dtype, aligned: int, more: bool
 ) -> tuple[tuple[Kernel, Kernel], tuple[int, int], tuple[list[int], list[int]], tuple[int, int]]:
     """Kernels, their blocks, what they are told of rows and columns, and how many sums of parts either has."""
     b, h, w, d = shape
-    macros, vector = _macros(d // 2, dtype, aligned)
+    macros, vector = _macros(d // 2, dtype, aligned, more)
     vectors = d // 2 // vector
     rows, columns = _side(h, b * h, vectors, w, d, w * d), _side(w, b, w * vectors, h, w * d, h * w * d)
     first = Kernel("slice_gate", "slice_gate_sums", macros, _THREADS, _THREADS * vector * 4)
@@ -98,13 +100,15 @@ def _side(slices: int, wholes: int, items: int, steps: int, step: int, jump: int
 
 
 @functools.lru_cache(maxsize=512)
-def _plan_gate(shape: tuple[int, int, int, int], dtype: torch.dtype, aligned: int) -> tuple[Kernel, int, list[int]]:
+def _plan_gate(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, aligned: int, more: bool
+) -> tuple[Kernel, int, list[int]]:
     b, h, w, d = shape
-    macros, vector = _macros(d // 2, dtype, aligned)
+    macros, vector = _macros(d // 2, dtype, aligned, more)
     parts = -(-w * (d // vector) // (_THREADS * _ITEMS))
     return Kernel("slice_gate", "slice_gate_apply", macros, _THREADS, 0), b * h * parts, [h, w, max(h, w), parts]
 
 
-def _macros(half: int, dtype: torch.dtype, aligned: int) -> tuple[driver.Macros, int]:
+def _macros(half: int, dtype: torch.dtype, aligned: int, more: bool) -> tuple[driver.Macros, int]:
     vector = math.gcd(aligned // dtype.itemsize, half)
-    return (("KIND", KINDS[dtype]), ("WIDE", 0), ("HALF", half), ("V", vector)), vector
+    return (("KIND", KINDS[dtype]), ("WIDE", 0), ("HALF", half), ("V", vector), ("MORE", int(more))), vector
