@@ -1,7 +1,7 @@
 """A map that one residual branch after another adds to."""
 
 from collections.abc import Iterable
-from typing import Protocol, Self, TypeGuard
+from typing import Protocol, Self, TypeGuard, cast
 
 from torch import Tensor, nn
 
@@ -67,7 +67,7 @@ class Residual:
 
 
 def _adds(layer: nn.Module, total: Tensor) -> TypeGuard[Adding]:
-    return hasattr(layer, "adds_to") and layer.adds_to(total)
+    return hasattr(layer, "adds_to") and cast(Adding, layer).adds_to(total)
 
 
 def _keeps_nothing(norm: nn.Module) -> bool:

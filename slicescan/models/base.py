@@ -301,10 +301,10 @@ class Restorer(nn.Module):
         """
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
             return one_by_one(blocks, x)
-        x = x.pop() if isinstance(x, list) else x
+        refined = x.pop() if isinstance(x, list) else x
         for block in blocks.children():
-            x = checkpoint(block, x, use_reentrant=False)
-        return x
+            refined = checkpoint(block, refined, use_reentrant=False)
+        return refined
 
     def pad(self, x: Tensor) -> Tensor:
         """Extend right and bottom to ``size_multiple``: reflect, or repeat the edge where the image is too small."""
