@@ -68,8 +68,16 @@ def transformed() -> bool:
 def watched() -> bool:
     """Whether something counts, exports or transforms: it is to see the operations that a network is defined by."""
     if torch.compiler.is_compiling():
-        return getattr(torch.compiler, "is_exporting", bool)()
+        return _exporting()
     return bool(torch._C._len_torch_dispatch_stack()) or transformed()
+
+
+def _exporting() -> bool:
+    """Whether a network is exported; asked while compilation traces, which before PyTorch 2.14 takes it for granted."""
+    return getattr(torch.compiler, "is_exporting", bool)()
+
+
+_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def looked_at() -> bool:
