@@ -10,7 +10,7 @@ from slicescan.layers.hooks import is_pointwise
 from slicescan.layers.memory_order import as_image, as_map, channels_last, ordered_like
 from slicescan.layers.pointwise import PointwiseConv2d
 from slicescan.layers.strips import Strip, Treat
-from slicescan.ops.library import looked_at
+from slicescan.ops.library import side_by_side, watched
 
 ScanStrip = Callable[[Strip, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -77,8 +77,8 @@ def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _in_place(conv: nn.Conv2d, x: Tensor) -> bool:
-    if not x.is_cuda or x.stride(1) != 1 or x.is_contiguous(memory_format=torch.channels_last):
+    if not x.is_cuda or x.stride(1) != 1 or side_by_side(x):
         return False
-    if x.dtype.itemsize != 2 or looked_at() or not is_pointwise(conv):
+    if x.dtype.itemsize != 2 or watched() or not is_pointwise(conv):
         return False
     return x.dtype == conv.weight.dtype or torch.is_autocast_enabled("cuda")

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from slicescan.ops.library import side_by_side
+
 
 def channels_last(x: Tensor) -> Tensor:
     """``x``, ``(b, c, h, w)``, with the channels of a pixel side by side in memory; a copy only if they were not."""
-    return x.contiguous(memory_format=torch.channels_last)
+    return x if side_by_side(x) else x.contiguous(memory_format=torch.channels_last)
 
 
 def as_map(x: Tensor) -> Tensor:
@@ -21,5 +23,4 @@ def as_image(x: Tensor) -> Tensor:
 
 def ordered_like(y: Tensor, x: Tensor) -> Tensor:
     """``y`` in the memory order of ``x``, both ``(b, c, h, w)``; a copy only if the orders differ."""
-    side_by_side = x.stride(1) == 1 and not x.is_contiguous()
-    return y.contiguous(memory_format=torch.channels_last if side_by_side else torch.contiguous_format)
+    return channels_last(y) if x.stride(1) == 1 and not x.is_contiguous() else y.contiguous()

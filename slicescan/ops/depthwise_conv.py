@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.ops import dispatch
-from slicescan.ops.library import is_final, looked_at, watched
+from slicescan.ops.library import is_final, looked_at, side_by_side, watched
 from slicescan.ops.shapes import Axes
 from slicescan.ops.silu_gate import silu_gate
 
@@ -83,4 +83,4 @@ def conv_halves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[T
 
 def ordinary(x: Tensor) -> bool:
     """Whether a call may become one operator: not for files, counters and transforms, which know PyTorch's only."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not watched()
+    return side_by_side(x) and not watched()

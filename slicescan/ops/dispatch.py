@@ -183,6 +183,20 @@ def has_float_products(x: Tensor, weight: Tensor, out: Tensor) -> bool:
     return out.stride(-1) == 1 and load("triton.product").why_not(x, weight) is None
 
 
+def traced_twice(x: Tensor) -> Tensor:
+    """The bilinear enlargement of the ``cuda`` backend, as an operator."""
+    from slicescan.ops.backends.cuda import twice as backend
+
+    return backend.traced(x)
+
+
+def traced_divergence(x: Tensor, first: Tensor, second: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
+    """Two maps gated by their divergence by the ``cuda`` backend, and the gates, as an operator."""
+    from slicescan.ops.backends.cuda import divergence as backend
+
+    return backend.traced(x, first, second, per_image)
+
+
 def fast_gate(x: Tensor, weight: Tensor, bias: Tensor | None, gate: str | None) -> Tensor:
     """The 3x3 convolution of the ``cuda`` backend."""
     from slicescan.ops.backends.cuda import gate as backend

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slicescan.ops import dispatch
-from slicescan.ops.library import is_final, runs_kernels, without_autocast
+from slicescan.ops.library import is_final, runs_kernels, traces_kernels, without_autocast
 
 
 def gated_by_divergence(x: Tensor, maps: Sequence[Tensor], *, per_image: bool) -> Tensor:
@@ -32,6 +32,8 @@ def gated_by_divergence(x: Tensor, maps: Sequence[Tensor], *, per_image: bool) -
         tensor([1., 1.])
     """
     given = (x, *maps)
+    if len(maps) == 2 and traces_kernels(*given):
+        return dispatch.traced_divergence(*given, per_image)[0]
     if runs_kernels(*given):
         recorded = torch.is_grad_enabled() and any([t.requires_grad for t in given])
         return _Gated.apply(*given, per_image) if recorded else _by_kernels(x, maps, per_image)[0]
@@ -44,9 +46,7 @@ def gated_by_divergence(x: Tensor, maps: Sequence[Tensor], *, per_image: bool) -
 
 
 def _by_kernels(x: Tensor, maps: Sequence[Tensor], per_image: bool) -> tuple[Tensor, Tensor]:
-    kernels = dispatch.load("cuda.divergence")
-    gates = divergence_gates(kernels.sums(x, maps) / math.prod(x.shape[1:]), per_image=per_image)
-    return kernels.mix(x, maps, gates), gates
+    return dispatch.load("cuda.divergence").forward(x, maps, per_image)
 
 
 def _is_final(x: Tensor, maps: Sequence[Tensor]) -> bool:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from slicescan.ops import dispatch
 from slicescan.ops.depthwise_conv import ordinary
-from slicescan.ops.library import is_final
+from slicescan.ops.library import is_final, side_by_side
 from slicescan.ops.shapes import Axes
 
 
@@ -122,7 +122,7 @@ def _alike(x: Tensor, branch: Tensor) -> bool:
         branch.shape == x.shape
         and branch.dtype == x.dtype
         and branch.device == x.device
-        and branch.is_contiguous(memory_format=torch.channels_last)
+        and side_by_side(branch)
         and _plain(branch)
     )
 

@@ -85,10 +85,32 @@ def looked_at() -> bool:
     return torch.compiler.is_compiling() or watched()
 
 
+def side_by_side(x: Tensor) -> bool:
+    """Whether an image ``(b, c, h, w)`` fills its memory pixel by pixel, with the channels of each side by side.
+
+    Strides are compared for sizes that compilation keeps open: before PyTorch 2.14 such a map is said not to.
+    """
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return True
+    if not torch.compiler.is_compiling() or x.ndim != 4:
+        return False
+    _, c, h, w = x.shape
+    return x.stride() == (c * h * w, 1, c * w, c)
+
+
+def traces_kernels(*maps: Tensor) -> bool:
+    """Whether compilation is to call the ``cuda`` backend's operators on images of which each fills its memory."""
+    first = maps[0]
+    if not first.is_cuda or not torch.compiler.is_compiling() or watched():
+        return False
+    alike = all([x.dtype == first.dtype and x.device == first.device and side_by_side(x) for x in maps])
+    return alike and dispatch.has_fast_gate(first.device, first.dtype)
+
+
 def runs_kernels(*maps: Tensor) -> bool:
     """Whether the ``cuda`` backend's kernels on maps may stand for plain operations, which nobody watches or traces.
 
-    Compilation is left the plain operations, which it fuses itself.
+    Compilation is left the plain operations, which it fuses itself, or asks :func:`traces_kernels`.
     """
     first = maps[0]
     if not first.is_cuda or looked_at():

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from slicescan.ops import dispatch
 from slicescan.ops.depthwise_conv import depthwise_conv
-from slicescan.ops.library import autocast_dtype, is_final, looked_at, watched
+from slicescan.ops.library import autocast_dtype, is_final, looked_at, side_by_side, watched
 from slicescan.ops.silu_gate import silu_gate
 
 Affine = tuple[Tensor, Tensor | None]
@@ -44,8 +44,7 @@ def torch_pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) 
 
 def is_product(x: Tensor, weight: Tensor) -> bool:
     """Whether a convolution is run as a matrix product: a 1x1 one, in half precision on a GPU."""
-    dense = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return dense and _halves_precision(x) and not watched() and _fits(x.shape[1], weight)
+    return x.ndim == 4 and side_by_side(x) and _halves_precision(x) and not watched() and _fits(x.shape[1], weight)
 
 
 def adds_product(total: Tensor) -> bool:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slicescan.ops import dispatch
-from slicescan.ops.library import runs_kernels
+from slicescan.ops.library import runs_kernels, traces_kernels
 
 _MOST = 2**31 - 1  # elements that torch's kernels for NVIDIA devices enlarge to
 
@@ -17,6 +17,8 @@ def twice(x: Tensor) -> Tensor:
         >>> twice(torch.tensor([[[[0.0, 4.0]]]]))[0, 0, 0]
         tensor([0., 1., 3., 4.])
     """
+    if traces_kernels(x):
+        return dispatch.traced_twice(x)
     if runs_kernels(x):
         return dispatch.load("cuda.twice").run(x)
     if x.is_cuda and not torch.compiler.is_compiling() and 4 * x.numel() > _MOST:

@@ -4,6 +4,7 @@ import math
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,18 @@ from slicescan.ops.backends.cuda import driver, pixels
 
 _ROWS = 1024  # blocks whose sums remain
 _NOTHING = [0, 0]
+
+
+def forward(x: Tensor, maps: Sequence[Tensor], per_image: bool) -> tuple[Tensor, Tensor]:
+    """``(x, g0 n0 + g1 n1)`` along the channels, and the gates (b, 2), each image's own or those of the batch."""
+    means = sums(x, maps) / math.prod(x.shape[1:])
+    gates = torch.sigmoid(means if per_image else means.mean(0, keepdim=True).repeat(len(means), 1))
+    return mix(x, maps, gates), gates
+
+
+def traced(x: Tensor, first: Tensor, second: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
+    """:func:`forward` as an operator, differentiably, for compilation."""
+    return _gated(x, first, second, per_image)
 
 
 def sums(x: Tensor, maps: Sequence[Tensor]) -> Tensor:
@@ -94,3 +107,41 @@ def _sizes(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...]:
     """Height and width of a map, and the bits of their ratios to those of what it is enlarged to."""
     ratios = [o / n for o, n in zip(old[2:], new[2:], strict=True)]
     return (*old[2:], *struct.unpack("<2I", struct.pack("<2f", *ratios)))
+
+
+@torch.library.custom_op("slicescan::cuda_divergence", mutates_args=())
+def _gated(x: Tensor, first: Tensor, second: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
+    return forward(x, (first, second), per_image)
+
+
+@_gated.register_fake
+def _(x: Tensor, first: Tensor, second: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
+    b, c, h, w = x.shape
+    return pixels.empty(x, b, 2 * c, h, w), torch.empty((b, 2), dtype=torch.float32, device=x.device)
+
+
+@torch.library.custom_op("slicescan::cuda_divergence_backward", mutates_args=())
+def _gated_backward(
+    x: Tensor, first: Tensor, second: Tensor, gates: Tensor, grad_z: Tensor, per_image: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return backward(x, (first, second), gates, grad_z, per_image)
+
+
+@_gated_backward.register_fake
+def _(
+    x: Tensor, first: Tensor, second: Tensor, gates: Tensor, grad_z: Tensor, per_image: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dfirst, dsecond = (pixels.empty(t, *t.shape) for t in (x, first, second))
+    return dx, dfirst, dsecond
+
+
+def _setup(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    x, first, second, ctx.per_image = inputs
+    ctx.save_for_backward(x, first, second, output[1])
+
+
+def _gradients(ctx: Any, grad_z: Tensor, grad_gates: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_gated_backward(*ctx.saved_tensors, grad_z, ctx.per_image), None)
+
+
+_gated.register_autograd(_gradients, setup_context=_setup)

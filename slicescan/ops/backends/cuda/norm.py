@@ -161,6 +161,7 @@ def _norm(x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: f
 
 @_norm.register_fake
 def _(x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    x = _dense(x)
     return (x.new_empty(0) if branch is None else torch.empty_like(x)), torch.empty_like(x)
 
 
@@ -173,7 +174,7 @@ def _norm_backward(
 
 @_norm_backward.register_fake
 def _(x: Tensor, grad_sum: Tensor | None, grad_y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty((2, weight.shape[0]), dtype=torch.float32, device=x.device)
+    return torch.empty_like(_dense(x)), torch.empty((2, weight.shape[0]), dtype=torch.float32, device=x.device)
 
 
 def _setup(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:

@@ -14,6 +14,11 @@ def run(x: Tensor) -> Tensor:
     return _Twice.apply(x) if torch.is_grad_enabled() and x.requires_grad else forward(x)
 
 
+def traced(x: Tensor) -> Tensor:
+    """:func:`run` as an operator, for compilation."""
+    return _twice(x)
+
+
 def forward(x: Tensor) -> Tensor:
     """What :func:`run` returns."""
     x = pixels.flat(x)
@@ -49,3 +54,32 @@ class _Twice(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> Tensor:
         return backward(grad_y)
+
+
+@torch.library.custom_op("slicescan::cuda_twice", mutates_args=())
+def _twice(x: Tensor) -> Tensor:
+    return forward(x)
+
+
+@_twice.register_fake
+def _(x: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    return pixels.empty(x, b, c, 2 * h, 2 * w)
+
+
+@torch.library.custom_op("slicescan::cuda_twice_backward", mutates_args=())
+def _twice_backward(grad_y: Tensor) -> Tensor:
+    return backward(grad_y)
+
+
+@_twice_backward.register_fake
+def _(grad_y: Tensor) -> Tensor:
+    b, c, h, w = grad_y.shape
+    return pixels.empty(grad_y, b, c, h // 2, w // 2)
+
+
+def _gradient(ctx: Any, grad_y: Tensor) -> Tensor:
+    return _twice_backward(grad_y)
+
+
+_twice.register_autograd(_gradient)
