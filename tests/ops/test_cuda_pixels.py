@@ -217,3 +217,32 @@ def outcome(layer, x):
     x = x.requires_grad_()
     y = layer(x)
     return [y, *torch.autograd.grad(y, [x, *layer.parameters()], noise(*y.shape, seed=1).to(y.dtype))]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of copies that the check makes
+@pytest.mark.parametrize("per_image", [True, False])
+def test_operators_keep_the_rules_of_the_library(per_image):
+    x, *maps = (t.requires_grad_() for t in draw("gates of each image", h=4, w=4, others=((2, 2), (1, 4))))
+    z, gates = divergence_kernels.traced(x, *maps, per_image)
+    torch.library.opcheck(twice_kernels._twice, (x,))
+    torch.library.opcheck(twice_kernels._twice_backward, (x.detach(),))
+    torch.library.opcheck(divergence_kernels._gated, (x, *maps, per_image))
+    given = [t.detach() for t in (x, *maps, gates, z)]
+    torch.library.opcheck(divergence_kernels._gated_backward, (*given, per_image))
+
+
+@pytest.mark.parametrize("case", ["float32", "bfloat16", "one pixel", "one channel"])
+@pytest.mark.parametrize("op", ["twice", "gates of each image", "gates of the batch"])
+def test_compilation_calls_operators_that_agree_with_eager(op, case, monkeypatch):
+    maps = draw(op, **CASES[case])
+    eager = results(op, maps)
+
+    def run(*maps):
+        if op == "twice":
+            return twice_kernels.traced(maps[0])
+        return divergence_kernels.traced(*maps, op == "gates of each image")[0]
+
+    torch._dynamo.reset()
+    monkeypatch.setitem(OPS, op, torch.compile(run, backend="aot_eager", fullgraph=True))
+    for expected, found in zip(eager, results(op, maps), strict=True):
+        assert torch.equal(found, expected) and found.stride() == expected.stride()
