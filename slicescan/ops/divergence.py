@@ -32,8 +32,8 @@ def gated_by_divergence(x: Tensor, maps: Sequence[Tensor], *, per_image: bool) -
         tensor([1., 1.])
     """
     given = (x, *maps)
-    if len(maps) == 2 and traces_kernels(*given):
-        return dispatch.traced_divergence(*given, per_image)[0]
+    if traces_kernels(*given):
+        return dispatch.traced_divergence(x, maps[0], maps[1], per_image)[0]
     if runs_kernels(*given):
         recorded = torch.is_grad_enabled() and any([t.requires_grad for t in given])
         return _Gated.apply(*given, per_image) if recorded else _by_kernels(x, maps, per_image)[0]
