@@ -99,13 +99,11 @@ def scan_to(
     with without_autocast(x.device.type):
         laid = _lay(weights, cast or x.dtype, cast, gap)
         for piece, place in zip(x.split(slices, across), out.split(slices, across), strict=True):
-            call = _call(
-                _inner(piece if cast is None else piece.to(cast), weights, laid, axis, gap), weights, laid, axis, gap
-            )
-            y = low_rank.forward(dispatch.load(dispatch.pick(call)), call, save=False, out=None if project else place)[
-                0
-            ]
-            del call  # so that it makes room for that of the next piece
+            given = piece if cast is None else piece.to(cast)
+            call = _call(_inner(given, weights, laid, axis, gap), weights, laid, axis, gap)
+            backend = dispatch.load(dispatch.pick(call))
+            y = low_rank.forward(backend, call, save=False, out=None if project else place)[0]
+            del given, call  # they make room for those of the next piece
             if project:
                 _product(y, laid.out_proj, None, place)
 
