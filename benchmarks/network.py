@@ -175,20 +175,28 @@ def compare(
             try:
                 runs[key], result = prepared(modules[name], name, way, x, kind, train)
             except Exception as error:  # whatever a compiler or a capture raises
-                found["ways"][key] = {"fails": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
+                found["ways"][key] = {"fails": reason(error)}
                 continue
             first = result if first is None else first
             found["difference"] = max(found["difference"], difference(result, first))
-        for key, ms in interleaved(runs, device, rounds=rounds).items():
-            weights = sum(p.nbytes for p in modules[key.partition(",")[0]].parameters())
-            held = None if "graph" in key else (memory(runs[key], device) + weights) / GIB  # a graph has its own pool
-            found["ways"][key] = {"ms": ms, "gib": held}
+        try:
+            for key, ms in interleaved(runs, device, rounds=rounds).items():
+                weights = sum(p.nbytes for p in modules[key.partition(",")[0]].parameters())
+                held = None if "graph" in key else (memory(runs[key], device) + weights) / GIB  # it has its own pool
+                found["ways"][key] = {"ms": ms, "gib": held}
+        except torch.OutOfMemoryError as error:  # what fitted once need not fit again beside what is cached
+            found["ways"] |= {key: {"fails": reason(error)} for key in runs if key not in found["ways"]}
         del runs
         if device == "cuda":
             torch.cuda.empty_cache()
     if not found["difference"] <= TOLERANCE[kind]:
         raise SystemExit(f"{list(found['ways'])} disagree: {found['difference']:.1e}")
     return found
+
+
+def reason(error: Exception) -> str:
+    """What happened, in a line."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
 def prepared(

@@ -47,6 +47,12 @@ KINDS = {
         "How soon a run over many small pictures begins, and what loading costs a step (`benchmarks/loading.py`). "
         "`cached` and `loaded` are medians of a step in ms, without and with loading; `ratio` is that of the means.",
     ),
+    "compiled": (
+        "Under `torch.compile`",
+        "The whole network as one graph, compiled for one size, beside eager mode, as PyTorch sets itself up: without "
+        "cuDNN's search for its fastest kernels (`benchmarks/compiled.py`). Errors are those of what the network adds "
+        "to the image, relative to float32.",
+    ),
     "onnx": ("ONNX beside PyTorch", "With the compiled scan (`benchmarks/onnx_speed.py`)."),
     "quality": (
         "Quality of weights",

@@ -89,3 +89,16 @@ def test_rows_of_another_run_stay_only_on_the_same_machine(tmp_path):
     assert json.loads(path.read_text())["rows"] == [{"what": "a", "ways": 1}, {"what": "b", "ways": 2}]
     network.store(path, {"device": "another"}, [{"what": "c"}])
     assert json.loads(path.read_text()) == {"device": "another", "rows": [{"what": "c"}]}
+
+
+def test_what_fits_once_but_not_again_fails_alone(monkeypatch):
+    modules, _ = network.pair(4, "cpu", (1, 1, 1))
+
+    def interleaved(runs, device, rounds):
+        raise torch.OutOfMemoryError("out of memory\nand more")
+
+    monkeypatch.setattr(network, "interleaved", interleaved)
+    row = network.compare(modules, (1, 3, 8, 12), "fp32", False, "cpu")
+    assert row["ways"] == dict.fromkeys(
+        ["ours, eager", "conventional, eager"], {"fails": "OutOfMemoryError: out of memory"}
+    )
