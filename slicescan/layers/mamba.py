@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slicescan.layers.hooks import apply_linear, is_plain
 from slicescan.ops import causal_conv, dispatch, slice_scan
 from slicescan.ops.library import autocast_dtype, looked_at, watched
-from slicescan.ops.mamba import Weights, can_recompute, decay_rates, mixed_again, scan_to
+from slicescan.ops.mamba import Weights, can_mix_by_hand, decay_rates, mixed_by_hand, scan_to
 
 PIECE, PIECE_CUDA = 2**22, 2**26
 """Elements of an inner map that a device works on at once without gradients; more take memory and save no time."""
@@ -163,7 +163,7 @@ class Mamba(nn.Module):
             ``(b, h, w, channels)``.
         """
         weights = self._weights()._replace(out_proj=weight)
-        return mixed_again(x, weights, axis, aligned=self._aligns(x), onto=total, keep=self._keeps(x))
+        return mixed_by_hand(x, weights, axis, aligned=self._aligns(x), onto=total, keep=self._keeps(x))
 
     def scan_to(self, x: Tensor, out: Tensor, *, axis: Literal["h", "w"], project: bool = False) -> None:
         """Write what :meth:`scan` makes to a map, such as some channels of a wider one; nothing is recorded.
@@ -209,14 +209,14 @@ class Mamba(nn.Module):
 
     def _mixed(self, x: Tensor, axis: Literal["h", "w"]) -> Tensor:
         if self._differentiates(x):
-            return mixed_again(x, self._weights(), axis, aligned=self._aligns(x), keep=self._keeps(x))
+            return mixed_by_hand(x, self._weights(), axis, aligned=self._aligns(x), keep=self._keeps(x))
         return self._scan(x, axis)[0]
 
     def _differentiates(self, x: Tensor) -> bool:
         """Whether gradients are those written by hand: a GPU records them, and projections are but their weights."""
         if not x.is_cuda or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
-        return self._projects_plainly() and can_recompute(x, self._weights())
+        return self._projects_plainly() and can_mix_by_hand(x, self._weights())
 
     def _keeps(self, x: Tensor) -> bool:
         """Whether gradients keep the maps inside instead of computing them anew."""

@@ -54,8 +54,8 @@ def mixed(x: Tensor, weights: Weights, axis: Axis) -> Tensor:
     return F.linear(y, weights.out_proj, weights.out_bias)
 
 
-def can_recompute(x: Tensor, weights: Weights) -> bool:
-    """Whether :func:`mixed_again` may stand for :func:`mixed`: something wants gradients, and nobody watches."""
+def can_mix_by_hand(x: Tensor, weights: Weights) -> bool:
+    """Whether :func:`mixed_by_hand` may stand for :func:`mixed`: something wants gradients, and nobody watches."""
     if looked_at() or x.ndim != 4 or not x.numel():
         return False
     given = [t for t in (x, *weights) if t is not None]
@@ -63,7 +63,7 @@ def can_recompute(x: Tensor, weights: Weights) -> bool:
     return wanted and all([is_ordinary(t) for t in given]) and dispatch.requested(None) != "reference"
 
 
-def mixed_again(
+def mixed_by_hand(
     x: Tensor, weights: Weights, axis: Axis, *, aligned: bool, onto: Tensor | None = None, keep: bool = False
 ) -> Tensor:
     """The same as :func:`mixed`; only ``x`` is kept for the gradients, or with ``keep`` what lies inside as well.
@@ -76,7 +76,7 @@ def mixed_again(
         onto: A contiguous map that the result is added to in place, and that is returned.
         keep: Whether to keep the maps inside, which takes memory and saves time.
     """
-    return _Again.apply(axis, aligned, keep, onto, x, *weights)
+    return _ByHand.apply(axis, aligned, keep, onto, x, *weights)
 
 
 def scan_to(
@@ -90,7 +90,7 @@ def scan_to(
         axis: ``"w"`` mixes each row, ``"h"`` each column.
         out: ``(b, h, w, d)``, or ``(b, h, w, dim)`` with ``project``, any strides, in the dtype that the maps of ``x``
             have.
-        aligned: As in :func:`mixed_again`.
+        aligned: As in :func:`mixed_by_hand`.
         slices: Rows or columns that are mixed at once.
         project: Whether to apply the last projection, which has no bias.
     """
@@ -119,7 +119,7 @@ class _Laid(NamedTuple):
     A: Tensor
 
 
-class _Again(torch.autograd.Function):
+class _ByHand(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, axis: Axis, aligned: bool, keep: bool, onto: Tensor | None, x: Tensor, *parameters: Tensor | None

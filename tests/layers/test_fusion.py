@@ -5,7 +5,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from slicescan.layers import AFF, KLFF
 from slicescan.layers.strips import Strips
 from slicescan.ops import divergence
-from slicescan.ops.backends.cuda import driver
 from slicescan.ops.library import watched
 from tests.fingerprint import fill, picture, summary
 from tests.layers import restated
@@ -126,15 +125,7 @@ def test_large_features_stay_finite_in_half_precision():
 @pytest.fixture
 def emulated(monkeypatch):
     """The kernels on a processor, for half precision and float32; names of those that ran."""
-    started = []
-
-    def launch(device, kernel, *rest):
-        started.append(kernel.name)
-        cuda_emulator.launch(device, kernel, *rest)
-
-    monkeypatch.setattr(driver, "launch", launch)
-    monkeypatch.setattr(divergence, "runs_kernels", lambda x, *_: x.dtype != torch.float64 and not watched())
-    return started
+    return cuda_emulator.recording(monkeypatch, divergence, watches=watched)
 
 
 @pytest.mark.parametrize("gate", ["sample", "tensor"])

@@ -107,7 +107,7 @@ def test_what_gpus_do_otherwise_changes_nothing(axis, monkeypatch):
 
 def test_a_projection_that_is_hooked_or_replaced_is_called(monkeypatch):
     u = SimpleNamespace(is_cuda=True, shape=(1, 8), numel=lambda: 10**7)
-    monkeypatch.setattr("slicescan.layers.mamba.can_recompute", lambda *_: True)
+    monkeypatch.setattr("slicescan.layers.mamba.can_mix_by_hand", lambda *_: True)
 
     def changed(name, change):
         layer = Mamba(8)

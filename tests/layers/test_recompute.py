@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slicescan.layers import GatedDconvFFN, InterVSSM, IntraVSSM, ScanBlock, hooks
 from slicescan.ops import dispatch, recompute, silu_gate
-from slicescan.ops.backends.cuda import driver
 from slicescan.ops.depthwise_conv import conv_halves
 from tests.layers.agreement import noise, relative
 from tests.layers.restated import perturb
@@ -44,17 +43,8 @@ def _also_on_a_cpu(monkeypatch):
 @pytest.fixture
 def kernels(monkeypatch):
     """The kernels on a processor, for all but float64; what they were started for."""
-    started = []
-
-    def launch(device, kernel, *rest):
-        started.append(kernel.name)
-        cuda_emulator.launch(device, kernel, *rest)
-
-    monkeypatch.setattr(driver, "launch", launch)
     monkeypatch.setattr(dispatch, "has_fast_gate", lambda device, dtype: dtype != DOUBLE)
-    for module in (recompute, silu_gate):
-        monkeypatch.setattr(module, "runs_kernels", lambda *maps: maps[0].dtype != DOUBLE)
-    return started
+    return cuda_emulator.recording(monkeypatch, recompute, silu_gate)
 
 
 def both(layer, dtype=DOUBLE):

@@ -1,5 +1,6 @@
 """Runs the CUDA kernels' source on the processor, so that their every case is tested without a GPU."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -7,7 +8,10 @@ import pathlib
 import subprocess
 import tempfile
 
-from slicescan.ops.backends.cuda import driver
+import torch
+
+from slicescan.ops.backends import cuda
+from slicescan.ops.backends.cuda import driver, plan
 
 _MACHINE = pathlib.Path(__file__).with_name("cuda_machine.h")
 _FOLDER = pathlib.Path(tempfile.gettempdir()) / "slicescan-cuda-emulator"
@@ -31,6 +35,36 @@ _KERNELS = {
     "divergence": [(f"divergence_{name}", "Args") for name in ("sums", "mix", "gradient", "spread")],
     "reduce": [("scan_finish", "Args"), ("scan_chain", "ChainArgs"), ("scan_weights", "WeightArgs")],
 }
+
+
+def recording(monkeypatch, *modules, watches=lambda: False) -> list[str]:
+    """Start kernels here, and have modules take maps for a GPU's, but for float64; names of what is started.
+
+    ``watches()`` says when modules are to do without kernels, as while somebody counts.
+    """
+    started = []
+
+    def start(device, kernel, *rest):
+        started.append(kernel.name)
+        launch(device, kernel, *rest)
+
+    monkeypatch.setattr(driver, "launch", start)
+    for module in modules:
+        monkeypatch.setattr(module, "runs_kernels", lambda *maps: maps[0].dtype != torch.float64 and not watches())
+    return started
+
+
+@contextlib.contextmanager
+def scans(monkeypatch, why_not):
+    """Scans on the emulator wherever ``why_not(call)`` is None; memory starts as NaN."""
+    monkeypatch.setattr(driver, "launch", launch)
+    monkeypatch.setattr(cuda, "why_not", why_not)
+    monkeypatch.setattr(plan, "pays", lambda *_: True)
+    plan._plan.cache_clear()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    plan._plan.cache_clear()
 
 
 @functools.cache

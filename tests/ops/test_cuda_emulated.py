@@ -79,14 +79,8 @@ CHUNKED = ("rows", "columns backwards in bfloat16", "columns carried on, backwar
 
 @pytest.fixture(autouse=True)
 def _emulated(monkeypatch):
-    monkeypatch.setattr(driver, "launch", cuda_emulator.launch)
-    monkeypatch.setattr(cuda, "why_not", lambda call: None)
-    monkeypatch.setattr(plan, "pays", lambda *_: True)
-    plan._plan.cache_clear()
-    torch.use_deterministic_algorithms(True)  # memory starts as NaN
-    yield
-    torch.use_deterministic_algorithms(False)
-    plan._plan.cache_clear()
+    with cuda_emulator.scans(monkeypatch, lambda call: None):
+        yield
 
 
 @pytest.fixture

@@ -39,16 +39,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
     """The kernels on a processor, for all but float64; what they were started for."""
-    started = []
-
-    def launch(device, kernel, *rest):
-        started.append(kernel.name)
-        cuda_emulator.launch(device, kernel, *rest)
-
-    monkeypatch.setattr(driver, "launch", launch)
-    for module in (silu_gate, twice, divergence):
-        monkeypatch.setattr(module, "runs_kernels", lambda *maps: maps[0].dtype != torch.float64)
-    return started
+    return cuda_emulator.recording(monkeypatch, silu_gate, twice, divergence)
 
 
 def draw(op, b=2, c=8, h=5, w=6, dtype=FLOAT, scale=1.0, others=None):

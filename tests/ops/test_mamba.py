@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slicescan.ops import dispatch
 from slicescan.ops.backends import cuda
-from slicescan.ops.backends.cuda import conv, driver, plan
-from slicescan.ops.mamba import Weights, can_recompute, mixed, mixed_again, scan_to
+from slicescan.ops.backends.cuda import conv, plan
+from slicescan.ops.mamba import Weights, can_mix_by_hand, mixed, mixed_by_hand, scan_to
 from tests.layers.agreement import relative
 from tests.ops import cuda_emulator
 
@@ -59,14 +59,14 @@ def judge(x, weights, axis, aligned, region=contextlib.nullcontext):
         return results(within, x, weights)
 
     plain = inside(lambda *given: mixed(*given, axis))
-    found = inside(lambda *given: mixed_again(*given, axis, aligned=aligned))
+    found = inside(lambda *given: mixed_by_hand(*given, axis, aligned=aligned))
     assert found.keys() == plain.keys()
     for name, value in found.items():
         like = plain[name]
         assert (value.dtype, value.shape) == (like.dtype, like.shape), name
         rounding = max(torch.finfo(found["y"].dtype).eps, 1e-12)  # the exact ones are float64 themselves
         assert relative(value, exact[name]) <= 2 * relative(like, exact[name]) + rounding, name
-    for name, value in inside(lambda *given: mixed_again(*given, axis, aligned=aligned, keep=True)).items():
+    for name, value in inside(lambda *given: mixed_by_hand(*given, axis, aligned=aligned, keep=True)).items():
         assert torch.equal(value, found[name]), name
 
 
@@ -105,7 +105,7 @@ def test_a_block_may_be_bfloat16_itself():
 def test_gradients_leave_autocast_as_they_entered_it():
     x, weights = draw(dtype=FLOAT)
     with torch.autocast("cpu", dtype=BFLOAT):
-        y = mixed_again(x, weights, "w", aligned=True)
+        y = mixed_by_hand(x, weights, "w", aligned=True)
         assert mixed(x, weights, "w").requires_grad  # no weight was cast without its gradient
     with torch.autocast("cpu", dtype=HALF):
         inside = torch.autograd.grad(y, weights.in_proj, torch.ones_like(y), retain_graph=True)[0]
@@ -121,7 +121,7 @@ def test_one_thing_alone_or_all_but_one_may_want_gradients(alone, aligned):
     for wanted in ({alone}, given.keys() - {alone}):
         for name, tensor in given.items():
             tensor.requires_grad_(name in wanted)
-        y = mixed_again(x, weights, "w", aligned=aligned)
+        y = mixed_by_hand(x, weights, "w", aligned=aligned)
         probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
         names = [name for name in given if name in wanted]
         for name, found in zip(names, torch.autograd.grad(y, [given[k] for k in names], probe), strict=True):
@@ -133,7 +133,7 @@ def test_nothing_is_kept_but_input_and_weights():
     x, weights = draw(h=16, w=16, dtype=FLOAT)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        mixed_again(x, weights, "w", aligned=True)
+        mixed_by_hand(x, weights, "w", aligned=True)
     maps = [t for t in kept if t.numel() > max(weights.in_proj.numel(), weights.A_log.numel())]
     assert [t.data_ptr() for t in maps] == [x.data_ptr()]
 
@@ -142,9 +142,9 @@ def test_gradients_have_gradients_where_the_scan_has(monkeypatch):
     x, weights = draw(b=1, h=2, w=4, dim=3, d=5, n=2)
     leaves = [x, *weights]
     second = []
-    for run in (mixed_again, mixed):
+    for run in (mixed_by_hand, mixed):
         monkeypatch.delenv(dispatch.VARIABLE, raising=False)
-        y = mixed_again(x, weights, "h", aligned=True) if run is mixed_again else None
+        y = mixed_by_hand(x, weights, "h", aligned=True) if run is mixed_by_hand else None
         monkeypatch.setenv(dispatch.VARIABLE, "reference")
         y = mixed(x, weights, "h") if y is None else y
         first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
@@ -159,7 +159,7 @@ def test_the_result_may_be_added_to_a_map(bias):
     start = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=DOUBLE).requires_grad_()
     leaves = [start, x, *[t for t in weights if t is not None]]
     first, second = [], []
-    for run in (mixed, mixed_again):
+    for run in (mixed, mixed_by_hand):
         before = start * 2
         same = {} if run is mixed else {"aligned": True, "onto": before}
         y = before + run(x, weights, "h") if run is mixed else run(x, weights, "h", **same)
@@ -173,7 +173,7 @@ def test_the_result_may_be_added_to_a_map(bias):
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_graph_of_the_gradients_changes_none(keep):
     x, weights = draw()
-    y = mixed_again(x, weights, "w", aligned=True, keep=keep)
+    y = mixed_by_hand(x, weights, "w", aligned=True, keep=keep)
     total, leaves = y.square().sum(), [x, *weights]
     plain = torch.autograd.grad(total, leaves, retain_graph=True)
     for found, value in zip(torch.autograd.grad(total, leaves, create_graph=True), plain, strict=True):
@@ -183,7 +183,7 @@ def test_a_graph_of_the_gradients_changes_none(keep):
 
 def test_who_counts_gradients_sees_the_scan():
     x, weights = draw()
-    y = mixed_again(x, weights, "w", aligned=False)
+    y = mixed_by_hand(x, weights, "w", aligned=False)
     with FlopCounterMode(display=False) as counter:
         y.sum().backward()
     assert torch.ops.slicescan.slice_scan_backward in counter.get_flop_counts()["Global"]
@@ -191,17 +191,17 @@ def test_who_counts_gradients_sees_the_scan():
 
 def test_it_stands_in_only_where_gradients_are_wanted_and_nobody_watches(monkeypatch):
     x, weights = draw()
-    assert can_recompute(x, weights)
-    assert can_recompute(x.detach(), weights)
-    assert not can_recompute(x.detach(), Weights(*[t.detach() for t in weights]))
-    assert not can_recompute(x[:0], weights)
-    assert not can_recompute(x[0], weights)
-    assert not can_recompute(x.to("meta"), weights)
+    assert can_mix_by_hand(x, weights)
+    assert can_mix_by_hand(x.detach(), weights)
+    assert not can_mix_by_hand(x.detach(), Weights(*[t.detach() for t in weights]))
+    assert not can_mix_by_hand(x[:0], weights)
+    assert not can_mix_by_hand(x[0], weights)
+    assert not can_mix_by_hand(x.to("meta"), weights)
     with FlopCounterMode(display=False):
-        assert not can_recompute(x, weights)
-    torch.func.vmap(lambda x: [x, can_recompute(x[None], weights) and pytest.fail("inside vmap")][0])(x)
+        assert not can_mix_by_hand(x, weights)
+    torch.func.vmap(lambda x: [x, can_mix_by_hand(x[None], weights) and pytest.fail("inside vmap")][0])(x)
     monkeypatch.setenv(dispatch.VARIABLE, "reference")
-    assert not can_recompute(x, weights)
+    assert not can_mix_by_hand(x, weights)
 
 
 @pytest.mark.parametrize("axis", ["h", "w"])
@@ -223,15 +223,9 @@ def test_pieces_of_a_map_are_written_where_they_belong(axis, project):
 @pytest.fixture
 def emulated(monkeypatch):
     kinds = plan.KINDS
-    monkeypatch.setattr(driver, "launch", cuda_emulator.launch)
-    monkeypatch.setattr(cuda, "why_not", lambda call: None if call.u.dtype in kinds else "no float64")
     monkeypatch.setattr(dispatch, "has_fast_convolution", lambda device, dtype, taps: dtype in kinds)
-    monkeypatch.setattr(plan, "pays", lambda *_: True)
-    plan._plan.cache_clear()
-    torch.use_deterministic_algorithms(True)  # memory starts as NaN
-    yield
-    torch.use_deterministic_algorithms(False)
-    plan._plan.cache_clear()
+    with cuda_emulator.scans(monkeypatch, lambda call: None if call.u.dtype in kinds else "no float64"):
+        yield
 
 
 KERNELS = {

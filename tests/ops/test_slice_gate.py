@@ -39,15 +39,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
     """The kernels on a processor, for all but float64; what they were started for."""
-    started = []
-
-    def launch(device, kernel, *rest):
-        started.append(kernel.name)
-        cuda_emulator.launch(device, kernel, *rest)
-
-    monkeypatch.setattr(driver, "launch", launch)
-    monkeypatch.setattr(slice_gate, "runs_kernels", lambda x: x.dtype != DOUBLE)
-    return started
+    return cuda_emulator.recording(monkeypatch, slice_gate)
 
 
 @pytest.fixture
