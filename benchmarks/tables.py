@@ -9,7 +9,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,19 @@ def network(result: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def notes(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What is to be known of some rows: each note once, behind the rows that have it."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if "note" in row:
+            found.setdefault(row["note"], []).append(row)
+    lines = []
+    for note, noted in found.items():
+        cases = [", ".join(_case(row)) for row in noted] if len(noted) < 4 else [row["what"] for row in noted]
+        lines.append(f"- {'; '.join(dict.fromkeys(cases))}: {note}.")
+    return "\n".join(lines)
+
+
 def _cost(way: Mapping[str, float | None]) -> str:
     memory = f", {way['gib']:.2f} GiB" if way.get("gib") else ""
     return f"{way['ms']:.1f} ms{memory}"
@@ -187,7 +200,7 @@ def networks() -> str:
             ours = row["ways"].get(f"ours, {way}", {})
             cells += [_cost(ours), _beside(ours, known)[1]] if "ms" in ours else ["–", "–"]
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+    return "\n".join([*rows, "", notes(filter(published, result["rows"]))]).rstrip()
 
 
 def streamed(result: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.study.tables import render  # noqa: E402
-from benchmarks.tables import longest, network, profile, scan, scan_on_cpu, streamed, training  # noqa: E402
+from benchmarks.tables import longest, network, notes, profile, scan, scan_on_cpu, streamed, training  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 CURVES = """
@@ -146,7 +146,7 @@ def section(stem: str, result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{key} {result[key]}" for key in MACHINE[1:] if result.get(key))
     lines += [f"**{result['device']}**{f' · {versions}' if versions else ''} · `benchmarks/results/{stem}.json`", ""]
     if stem in LAID_OUT:
-        return "\n".join([*lines, LAID_OUT[stem](result)])
+        return "\n".join([*lines, LAID_OUT[stem](result), "", notes(result.get("rows", []))])
     figures = {key: value for key, value in result.items() if key not in MACHINE}
     single = [f"{words(key)} **{cell(value)}**" for key, value in figures.items() if is_plain(value)]
     lines += [" · ".join(single), ""]

@@ -167,6 +167,14 @@ def test_the_table_has_the_kinds_that_matter_and_the_rest():
     assert len(lines) == 4
 
 
+def test_a_note_stands_once_behind_the_rows_that_have_it():
+    row = {"what": "dim 8", "shape": [1, 3], "dtype": "bf16", "pass": "forward"}
+    rows = [row, row | {"note": "on another day"}, row | {"dtype": "fp32", "note": "on another day"}]
+    assert tables.notes(rows) == "- dim 8, 1×3, bf16, forward; dim 8, 1×3, fp32, forward: on another day."
+    assert tables.notes([row | {"note": "long ago"}] * 4) == "- dim 8: long ago."
+    assert tables.notes([row]) == ""
+
+
 def test_the_page_of_benchmarks_lays_a_profile_out(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs" / "_ext"))
     text = import_module("benchmark_tables").section("profile_h100", RESULT)
